@@ -1,0 +1,167 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An import: what is asked for, whether anything has to be done, and doing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    DamagedImage,
+    FerryError,
+    Unverifiable,
+    VolumeExists,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, ImageFacts, check_head
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import BUFFER, Received, receive
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume, storage_errors
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportRequest:
+    """What is to be imported, and under which rules.
+
+    :param wanted: the provenance that the volume will have.
+    :param overwrite: V(never), V(different) or V(always).
+    :param allow_unverified: whether an image without any hash may be carried.
+    :param max_virtual_size: the largest disk, in bytes.
+    :param lock_timeout: seconds to wait for another import to the same volume.
+    :param mode: the permission bits of a new file.
+    """
+
+    wanted: Provenance
+    overwrite: str
+    allow_unverified: bool
+    max_virtual_size: int
+    lock_timeout: float
+    mode: int
+
+    @property
+    def digest(self) -> Digest | None:
+        """The hash that the bytes must have."""
+        if self.wanted.hash_algo and self.wanted.hash_value:
+            return Digest(self.wanted.hash_algo, self.wanted.hash_value)
+        return None
+
+
+class Plan(t.NamedTuple):
+    """What is to be done, and why: C(action) is V(unchanged), V(adopt), V(import) or V(replace)."""
+
+    action: str
+    reason: str
+    before: Provenance | None = None
+
+
+def make_plan(request: ImportRequest, volume: FileVolume) -> Plan:
+    """Decides what an import has to do; changes nothing.
+
+    :raises VolumeExists: something else is there, and may not be replaced.
+    :raises VolumeInUse: what is there would have to be replaced, and is in use.
+    :raises VolumeInvalid: what is there is not a file.
+    """
+    there = volume.stat()
+    if there is None:
+        return Plan("import", f"{volume.path} did not exist")
+    held = volume.provenance()
+    if request.overwrite != "always":
+        if held is not None and held.is_same_image(request.wanted):
+            return Plan("unchanged", f"{volume.path} already holds this image", held)
+        if held is None and _has_content(request, volume, there.st_size):
+            return Plan("adopt", f"{volume.path} already had this image's content, and is now known as it")
+    holds = f"the image {held.name or held.source}" if held else "something of unknown origin"
+    if request.overwrite == "never":
+        raise VolumeExists(f"{volume.path} exists and holds {holds}.")
+    volume.check_not_in_use()
+    return Plan("replace", f"{volume.path} held {holds}", held)
+
+
+def carry_out(
+    request: ImportRequest, volume: FileVolume, source: HttpSource, watcher: t.Any
+) -> tuple[Plan, Received | None]:
+    """Does what L(make_plan) decides, and returns it with what was received.
+
+    :raises FerryError: it failed; what was there before is untouched, and nothing half-done is left.
+    """
+    plan = make_plan(request, volume)
+    if plan.action in ("import", "replace"):
+        with volume.staged(request.lock_timeout) as staged:
+            plan = make_plan(request, volume)  # again: another import may have ended while this one waited
+            if plan.action in ("import", "replace"):
+                return plan, _fetch(request, volume, source, watcher, staged, plan)
+    if plan.action == "adopt":
+        volume.adopt(request.wanted)
+    return plan, None
+
+
+def _fetch(
+    request: ImportRequest, volume: FileVolume, source: HttpSource, watcher: t.Any, staged: t.Any, plan: Plan
+) -> Received:
+    if request.digest is None and not request.allow_unverified:
+        raise Unverifiable("There is no hash to verify the image with.")
+    is_qcow2 = request.wanted.format == "qcow2"
+    if is_qcow2:
+        qemu_img.require_qemu_img()
+    size = source.learn_size()
+    if size is not None and request.wanted.format != "raw":  # a raw disk may be mostly holes
+        volume.check_space(size)
+    with storage_errors(f"write {volume.path}"):
+        received = receive(
+            source, SparseWriter(staged.fd), request.digest, lambda head, total: _judge(request, head, total), watcher
+        )
+    if not received.bytes:
+        raise DamagedImage("The image is empty.")
+    _judge(request, os.pread(staged.fd, HEAD_SIZE, 0), received.bytes)
+    if is_qcow2:
+        qemu_img.check(staged.fd, "qcow2")
+    existing = volume.stat()
+    over = plan.action == "replace"
+    if over and existing is not None:
+        volume.check_not_in_use()
+    mode = existing.st_mode & 0o7777 if existing is not None else request.mode
+    staged.publish(dataclasses.replace(request.wanted, size=received.bytes), mode, over)
+    return received
+
+
+def _judge(request: ImportRequest, head: bytes, size: int | None) -> ImageFacts:
+    return check_head(head, request.wanted.format, size, request.max_virtual_size)
+
+
+def _has_content(request: ImportRequest, volume: FileVolume, size: int) -> bool:
+    """Whether the file holds the image's very bytes; it is only read when its size is the image's."""
+    if request.digest is None or (request.wanted.size is not None and request.wanted.size != size):
+        return False
+    hasher = request.digest.hasher()
+    with volume.open() as fd, storage_errors(f"read {volume.path}"), open(fd, "rb", buffering=0, closefd=False) as file:
+        buffer = bytearray(BUFFER)
+        while length := file.readinto(buffer):
+            hasher.update(memoryview(buffer)[:length])
+    return hasher.hexdigest() == request.digest.value
+
+
+def describe_volume(volume: FileVolume, image_format: str) -> dict[str, t.Any]:
+    """The C(volume) of a task's result."""
+    facts: dict[str, t.Any] = {"type": "file", "path": volume.path, "format": image_format}
+    there = volume.stat()
+    if there is not None:
+        with volume.open() as fd:
+            head = os.pread(fd, HEAD_SIZE, 0)
+        held = volume.provenance()
+        try:
+            virtual_size = check_head(head, image_format, there.st_size, None).virtual_size
+        except FerryError:  # a guest has written to it since
+            virtual_size = None
+        facts.update(
+            size=there.st_size,
+            allocated=there.st_blocks * 512,
+            virtual_size=virtual_size,
+            provenance=held.to_dict() if held else None,
+        )
+    return facts

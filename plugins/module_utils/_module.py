@@ -1,0 +1,39 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one place where this collection meets AnsibleModule: errors become C(fail_json), results C(exit_json)."""
+
+from __future__ import annotations
+
+import traceback
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError
+
+_SHORTEST_SECRET = 8
+
+
+def run_module(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> None:
+    """Does C(work) and returns its result to Ansible, or its error with a stable C(error) code."""
+    try:
+        result = work()
+    except FerryError as err:
+        module.fail_json(**err.result())
+    except Exception as err:  # anything else is a fault of ours, and still needs its code
+        failure = FerryError(f"{type(err).__name__}: {err}.")
+        module.fail_json(exception=traceback.format_exc(), **failure.result())
+    else:
+        module.exit_json(**result)
+
+
+def hide_headers(module: AnsibleModule) -> dict[str, str]:
+    """Takes the secret headers out of the module's parameters.
+
+    Ansible masks every value of a C(no_log) dict wherever it occurs in a return: a header C(Accept: e) would mask each
+    letter e. So short values are only taken out of the parameters, and no longer looked for elsewhere.
+    """
+    headers = {str(name): str(value) for name, value in (module.params["headers"] or {}).items()}
+    module.params["headers"] = dict.fromkeys(headers, "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER") or None
+    module.no_log_values = {value for value in module.no_log_values if len(str(value)) >= _SHORTEST_SECRET}
+    return headers

@@ -1,0 +1,37 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sizes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
+
+
+def parse_size(text: str | int, option: str) -> int:
+    """The bytes that V(text) means: V(20GiB), V(1.5T), V(512) or an int.
+
+    Units are powers of 1024 with or without the C(i), as qemu-img and LVM take them.
+
+    :param option: the option's name, for the message.
+    :raises InvalidOption: it is not a size.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None:
+        raise InvalidOption(f"'{option}: {text}' is not a size.", "Write bytes, or a number with a unit such as 20GiB.")
+    power = "KMGTPE".index(match["unit"].upper()) + 1 if match["unit"] else 0
+    return int(float(match["number"]) * 1024**power) if "." in match["number"] else int(match["number"]) * 1024**power
+
+
+def format_size(count: float) -> str:
+    """V(count) bytes for people, in powers of 1024: V(1.5 GiB)."""
+    for unit in _UNITS:
+        if count < 1024 or unit == _UNITS[-1]:
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"

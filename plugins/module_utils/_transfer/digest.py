@@ -1,0 +1,58 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hashes in the forms that people and Glance write them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import typing as t
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption, Unverifiable
+
+
+class Digest(t.NamedTuple):
+    """A hash to hold bytes against: C(os_hash_algo) and C(os_hash_value)."""
+
+    algorithm: str
+    value: str
+
+    def hasher(self) -> hashlib._Hash:
+        """A fresh hash object.
+
+        :raises Unverifiable: this Python has no such algorithm.
+        """
+        try:
+            # Nobody's safety rests on md5 here: it is the last resort for old images, on FIPS hosts as well.
+            return hashlib.new(self.algorithm, usedforsecurity=False)
+        except ValueError:
+            raise Unverifiable(f"The hash algorithm {self.algorithm} is unknown on this host.") from None
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Reads get_url's form: V(sha512:0123…).
+
+        :raises InvalidOption: it is of another form.
+        """
+        algorithm, separator, value = text.partition(":")
+        if not separator or not re.fullmatch(r"[0-9a-fA-F]{8,}", value):
+            raise InvalidOption(f"'checksum: {text}' is not a checksum.", "Write it as sha512:<hexadecimal digits>.")
+        return cls(algorithm.lower().replace("-", ""), value.lower())
+
+
+def find_in_list(text: str, name: str) -> str | None:
+    """The hash of the file C(name) in a list such as sha512sum(1) writes, GNU or BSD style; None if it is not there."""
+    entries = []
+    for line in text.splitlines():
+        gnu = re.fullmatch(r"([0-9a-fA-F]{8,}) [ *]?(.+)", line.strip())
+        bsd = re.fullmatch(r"\S+ \((.+)\) ?= ?([0-9a-fA-F]{8,})", line.strip())
+        if gnu:
+            entries.append((gnu[2], gnu[1]))
+        elif bsd:
+            entries.append((bsd[1], bsd[2]))
+    for path, value in entries:
+        if path.rsplit("/", 1)[-1] == name:
+            return value.lower()
+    words = text.split()
+    return words[0].lower() if len(words) == 1 else None

@@ -1,0 +1,256 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A volume that is a file.
+
+Bytes are received into a partial file beside the final one, which appears whole or not at all. All names are looked
+up in the folder that was opened first, without following links, so nobody can swap what is written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import stat
+import time
+import typing as t
+from dataclasses import replace
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    FerryError,
+    NoSpace,
+    StorageError,
+    VolumeExists,
+    VolumeInUse,
+    VolumeInvalid,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
+    Provenance,
+    read_provenance,
+    write_provenance,
+)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LOCK_POLL = 0.2
+
+
+class FileVolume:
+    """The file at C(path), there or not yet.
+
+    :param path: absolute path of the file; the folder that holds it has to exist.
+    :raises VolumeInvalid: there is no such folder, or C(path) is not the path of a file.
+    """
+
+    def __init__(self, path: str) -> None:
+        parent, self.name = os.path.split(path)
+        if not os.path.isabs(path) or not self.name:
+            raise VolumeInvalid(f"'path: {path}' is not the absolute path of a file.", "Give the file's whole path.")
+        self.path = path
+        self.partial = f".{self.name}.imageferry-partial"
+        try:
+            self._folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as err:
+            raise VolumeInvalid(
+                f"The folder {parent} cannot be opened: {err.strerror}.", "Create it, or choose another place."
+            ) from err
+
+    def __enter__(self) -> FileVolume:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._folder)
+
+    def stat(self) -> os.stat_result | None:
+        """What is at the path; None when nothing is.
+
+        :raises VolumeInvalid: something other than a regular file is.
+        """
+        found = self._lstat(self.name)
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            raise VolumeInvalid(f"{self.path} is {_kind(found.st_mode)}, not a file.")
+        return found
+
+    def provenance(self) -> Provenance | None:
+        """Which image the file holds, as far as is known."""
+        with self.open() as fd:
+            return read_provenance(fd, self._folder, self.name)
+
+    @contextlib.contextmanager
+    def open(self) -> t.Iterator[int]:
+        """The file that is there, open for reading."""
+        with storage_errors(f"read {self.path}"):
+            fd = os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def adopt(self, provenance: Provenance) -> None:
+        """Records that the file that is there holds an image."""
+        with self.open() as fd, storage_errors(f"record where {self.path} came from"):
+            write_provenance(replace(provenance, imported_at=_now()), fd, self._folder, self.name)
+
+    def check_not_in_use(self) -> None:
+        """
+        :raises VolumeInUse: somebody has the file that is there in use.
+        """
+        with self.open() as fd:
+            user = find_user(fd)
+        if user:
+            raise VolumeInUse(f"{self.path} is in use by {user}.")
+
+    def check_space(self, size: int) -> None:
+        """
+        :raises NoSpace: the file system has not C(size) bytes free.
+        """
+        status = os.fstatvfs(self._folder)
+        free = status.f_bavail * status.f_frsize
+        if free < size:
+            raise NoSpace(f"{self.path} needs {size} bytes, and its file system has {free} free.")
+
+    @contextlib.contextmanager
+    def staged(self, wait: float) -> t.Iterator[StagedFile]:
+        """A partial file of one's own beside the file, removed at the end unless it was published.
+
+        :param wait: the seconds to wait for another import to the same path.
+        :raises VolumeInUse: the other import went on for longer.
+        """
+        fd = self._lock_partial(time.monotonic() + wait)
+        staged = StagedFile(self, fd)
+        try:
+            yield staged
+        finally:
+            if not staged.published:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.partial, dir_fd=self._folder)
+            os.close(fd)
+
+    def _lock_partial(self, deadline: float) -> int:
+        """Opens and locks the partial file; it is this process's alone as long as it stays open."""
+        while True:
+            fd = self._open_partial()
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._claim(fd):
+                    return fd
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise VolumeInUse(
+                        f"Another import to {self.path} is running.", "Wait for it to end, or raise 'lock_timeout'."
+                    ) from None
+                time.sleep(_LOCK_POLL)
+            os.close(fd)
+
+    def _open_partial(self) -> int:
+        found = self._lstat(self.partial)
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            raise VolumeInvalid(
+                f"{self.partial} beside {self.path} is {_kind(found.st_mode)}.", "Remove it, if it is not in use."
+            )
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with storage_errors(f"create {self.partial} beside {self.path}"):
+            return os.open(self.partial, flags, 0o600, dir_fd=self._folder)
+
+    def _claim(self, fd: int) -> bool:
+        """Whether the locked C(fd) still is the partial file, and nobody else's file under that name."""
+        mine = os.fstat(fd)
+        named = self._lstat(self.partial)
+        if named is None or (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino):
+            return False  # its owner published or removed it meanwhile
+        if mine.st_nlink != 1 or mine.st_uid != os.geteuid():
+            os.unlink(self.partial, dir_fd=self._folder)  # the name only; the file behind it is not ours to write
+            return False
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+        return True
+
+    def _lstat(self, name: str) -> os.stat_result | None:
+        try:
+            with storage_errors(f"look at {self.path}"):
+                return os.lstat(name, dir_fd=self._folder)
+        except FileNotFoundError:
+            return None
+
+    def publish(self, fd: int, provenance: Provenance, over: bool) -> None:
+        """Makes the whole and verified partial file C(fd) the file, durably: file, name, folder."""
+        with storage_errors(f"publish {self.path}"):
+            write_provenance(replace(provenance, imported_at=_now()), fd, self._folder, self.name)
+            os.fsync(fd)
+            if over:
+                os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            else:
+                self._rename_new()
+            os.fsync(self._folder)
+
+    def _rename_new(self) -> None:
+        """Renames the partial file unless something has come into being at the path meanwhile."""
+        try:
+            os.link(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except FileExistsError as err:
+            raise VolumeExists(f"{self.path} came into being during the import.") from err
+        except OSError as err:
+            if err.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)  # no hard links here
+        else:
+            os.unlink(self.partial, dir_fd=self._folder)
+
+
+class StagedFile:
+    """A partial file on its way to become a volume's file."""
+
+    def __init__(self, volume: FileVolume, fd: int) -> None:
+        self.fd = fd
+        self.published = False
+        self._volume = volume
+
+    def publish(self, provenance: Provenance, mode: int, over: bool) -> None:
+        """Puts the file in place.
+
+        :param provenance: what it holds.
+        :param mode: its permission bits from the moment it can be seen.
+        :param over: whether it replaces what is there.
+        :raises VolumeExists: it replaces nothing, and something has come into being there.
+        """
+        os.fchmod(self.fd, mode)
+        self._volume.publish(self.fd, provenance, over)
+        self.published = True
+
+
+@contextlib.contextmanager
+def storage_errors(attempt: str) -> t.Iterator[None]:
+    """Turns what the storage reports into this collection's errors; a missing file stays C(FileNotFoundError).
+
+    :param attempt: what was tried, for the message: C(read /a/b).
+    """
+    try:
+        yield
+    except (FerryError, FileNotFoundError):
+        raise
+    except OSError as err:
+        if err.errno in _FULL:
+            raise NoSpace(f"Cannot {attempt}: {err.strerror}.") from err
+        if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise VolumeInvalid(f"Cannot {attempt}: {err.strerror}.") from err
+        raise StorageError(f"Cannot {attempt}: {err.strerror or err}.") from err
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISBLK, "a block device"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((name for test, name in kinds if test(mode)), "something else")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,115 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the bytes of a volume came from, kept with the volume.
+
+On a file it is the extended attribute C(user.imageferry); where the file system has none, a hidden JSON file beside
+the volume. The sidecar names the inode it speaks of, so that it says nothing about a file put there by others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import typing as t
+
+XATTR = "user.imageferry"
+_NO_XATTR = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.ERANGE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Which image a volume holds.
+
+    :param source: the image's id in Glance, or the URL without user information and query.
+    :param name: the image's name, if it has one.
+    :param hash_algo: the algorithm that the bytes were verified with (Glance's C(os_hash_algo)), None if unverified.
+    :param hash_value: its hexadecimal digest.
+    :param size: the image's size in bytes, as its server holds it.
+    :param format: the volume's disk format.
+    :param imported_at: when the import was completed, UTC, ISO 8601; None in what is asked for.
+    """
+
+    source: str
+    name: str | None
+    hash_algo: str | None
+    hash_value: str | None
+    size: int | None
+    format: str
+    imported_at: str | None = None
+
+    def is_same_image(self, other: Provenance) -> bool:
+        """Whether both speak of the same bytes: by hash where they can be compared, else by source."""
+        if self.hash_value and self.hash_algo == other.hash_algo:
+            return self.hash_value == other.hash_value
+        return self.source == other.source
+
+    def to_dict(self) -> dict[str, t.Any]:
+        """Plain values, as returned to the user."""
+        return dataclasses.asdict(self)
+
+
+def read_provenance(fd: int, folder: int, name: str) -> Provenance | None:
+    """The provenance of the open file C(fd), called C(name) in C(folder); None if it has none."""
+    try:
+        data = os.getxattr(fd, XATTR)
+    except OSError as err:
+        if err.errno not in (errno.ENODATA, *_NO_XATTR):
+            raise
+        data = _read_sidecar(fd, folder, name)
+    return _parse(data)
+
+
+def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) -> None:
+    """Keeps C(provenance) with the open file C(fd), which is or will be called C(name) in C(folder).
+
+    :raises OSError: neither an extended attribute nor a file beside it can be written.
+    """
+    data = json.dumps(provenance.to_dict()).encode()
+    try:
+        os.setxattr(fd, XATTR, data)
+    except OSError as err:
+        if err.errno not in _NO_XATTR:
+            raise
+        _write_sidecar(data, fd, folder, name)
+
+
+def _sidecar(name: str) -> str:
+    return f".{name}.imageferry.json"
+
+
+def _parse(data: bytes | None) -> Provenance | None:
+    try:
+        values = json.loads(data or b"null")
+        known = {field.name for field in dataclasses.fields(Provenance)}
+        return Provenance(**{key: value for key, value in values.items() if key in known})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _read_sidecar(fd: int, folder: int, name: str) -> bytes | None:
+    try:
+        handle = os.open(_sidecar(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise
+    with open(handle, "rb") as file:
+        try:
+            record = json.load(file)
+            return json.dumps(record["provenance"]).encode() if record["inode"] == os.fstat(fd).st_ino else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def _write_sidecar(data: bytes, fd: int, folder: int, name: str) -> None:
+    record = {"inode": os.fstat(fd).st_ino, "provenance": json.loads(data)}
+    draft = _sidecar(name) + ".new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(draft, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(draft, _sidecar(name), src_dir_fd=folder, dst_dir_fd=folder)

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing a stream of bytes to a file with its zeros left as holes."""
+
+from __future__ import annotations
+
+import os
+
+BLOCK = 64 * 1024
+"""The unit in which zeros are looked for: a run shorter than this is written."""
+
+_ZEROS = bytes(BLOCK)
+
+
+class SparseWriter:
+    """Writes buffers to a file that reads as zeros where nothing was written.
+
+    :param fd: a file open for writing.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.zero_bytes = 0
+
+    def restart(self) -> None:
+        """Forgets all that was written."""
+        os.ftruncate(self.fd, 0)
+        self.zero_bytes = 0
+
+    def write(self, buffer: bytearray, length: int, offset: int) -> None:
+        """Writes the first C(length) bytes of C(buffer) at C(offset), a multiple of L(BLOCK).
+
+        :raises OSError: the storage is full, or failed.
+        """
+        start = None  # of the run of blocks that hold data
+        for position in range(0, length, BLOCK):
+            size = min(BLOCK, length - position)
+            # startswith compares in place; a slice of the buffer would copy it.
+            if buffer.startswith(_ZEROS if size == BLOCK else _ZEROS[:size], position):
+                self.zero_bytes += size
+                if start is not None:
+                    self._write_run(buffer, start, position, offset)
+                    start = None
+            elif start is None:
+                start = position
+        if start is not None:
+            self._write_run(buffer, start, length, offset)
+
+    def finish(self, size: int) -> None:
+        """Gives the file its C(size), a hole at its end included, and brings it to the storage."""
+        os.ftruncate(self.fd, size)
+        os.fsync(self.fd)
+
+    def _write_run(self, buffer: bytearray, start: int, end: int, offset: int) -> None:
+        with memoryview(buffer) as view:
+            while start < end:
+                start += os.pwrite(self.fd, view[start:end], offset + start)

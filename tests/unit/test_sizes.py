@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512", 512), (7, 7), ("1K", 1024), ("20GiB", 20 * 1024**3), ("1.5T", 3 * 1024**4 // 2), ("8 MB", 8 * 1024**2)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text, "size") == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "10%", "+1GiB", "1XB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(InvalidOption, match="size"):
+        parse_size(text, "size")
+
+
+def test_sizes_are_written():
+    assert [format_size(n) for n in (0, 1023, 1536, 5 * 1024**3)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
