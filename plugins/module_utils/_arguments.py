@@ -27,37 +27,11 @@ def cloud_spec() -> Spec:
     }  # fmt: skip
 
 
-def discovery_spec() -> Spec:
-    """Which images to find."""
-    strings = {"type": "list", "elements": "str"}
-    return {
-        "image": {"type": "str"},
-        "name": {"type": "str"},
-        "status": {**strings, "default": ["active"]},
-        "disk_format": {**strings, "default": ["raw", "qcow2", "iso"]},
-        "tags": strings,
-        "visibility": {"type": "str", "choices": ["all", "public", "private", "shared", "community"]},
-        "owner": {"type": "str"},
-        "properties": {"type": "dict"},
-        "size_min": {"type": "str"},
-        "size_max": {"type": "str"},
-        "created_after": {"type": "str"},
-        "created_before": {"type": "str"},
-        "updated_after": {"type": "str"},
-        "sort": {**strings, "default": ["name:asc", "created_at:desc"]},
-        "latest": {"type": "bool", "default": False},
-        "inspect": {"type": "str", "choices": ["never", "needed", "always"], "default": "needed"},
-        "max_virtual_size": {"type": "str", "default": "8TiB"},
-    }
-
-
 def transfer_spec() -> Spec:
     """How bytes are moved to a host."""
     return {
         "timeout": {"type": "int", "default": 60},
         "retries": {"type": "int", "default": 5},
-        "progress": {"type": "bool", "default": True},
-        "progress_interval": {"type": "int", "default": 5},
     }
 
 

@@ -702,8 +702,7 @@ class EmbeddedCloud:
         self._save()
 
     def _stop_servers(self) -> None:
-        for server in self.servers.values():
-            server.stop()
+        in_parallel(server.stop for server in self.servers.values())
         if self._record.exists():
             self._save()
 

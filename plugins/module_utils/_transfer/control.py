@@ -122,6 +122,8 @@ def _write_private(path: str, text: str) -> None:
     draft = path + ".new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(draft)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
+    with open(
+        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8"
+    ) as file:
         file.write(text)
     os.replace(draft, path)

@@ -1,0 +1,18 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  timeout:
+    description: Seconds without a byte after which a connection is given up, and made again.
+    type: int
+    default: 60
+  retries:
+    description: How often in a row to try again without getting any further.
+    type: int
+    default: 5
+"""

@@ -1,0 +1,172 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The data plane of glance_image_import: from a task's options to its result."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    InvalidOption,
+    UnsupportedFormat,
+    Unverifiable,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._import import (
+    ImportRequest,
+    Plan,
+    carry_out,
+    describe_volume,
+    make_plan,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import (
+    HttpOptions,
+    HttpSource,
+    public_url,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+
+_DEFAULT_MODE = 0o666
+
+
+def import_task(module: AnsibleModule) -> dict[str, t.Any]:
+    """Imports as the module's options say; returns the task's result.
+
+    :raises FerryError: it failed.
+    """
+    params = module.params
+    control = Control(params["_transfer_id"]) if params["_transfer_id"] else SilentControl()
+    options = HttpOptions(
+        headers=hide_headers(module),
+        token=params["_token"],
+        tokens=control.tokens,
+        verify=_certificates(module),
+        timeout=params["timeout"],
+        retries=params["retries"],
+    )
+    try:
+        request = _request(module, options)
+        with FileVolume(params["path"]) as volume:
+            if module.check_mode:
+                plan, received = make_plan(request, volume), None
+            else:
+                source = HttpSource(params["url"], request.wanted.size, options)
+                try:
+                    plan, received = carry_out(request, volume, source, control)
+                finally:
+                    source.close()
+            return _result(module, request, volume, plan, received)
+    finally:
+        control.close()
+
+
+def _certificates(module: AnsibleModule) -> bool | str:
+    """How to check the server's certificate: the CA's certificates come as text, as the file is on the controller."""
+    if module.params["validate_certs"] is False:
+        return False
+    if not module.params["_ca_data"]:
+        return True
+    path = os.path.join(module.tmpdir, "ca.pem")
+    with open(path, "w", encoding="ascii") as file:
+        file.write(module.params["_ca_data"])
+    return path
+
+
+def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
+    params = module.params
+    umask = os.umask(0)
+    os.umask(umask)
+    return ImportRequest(
+        wanted=_wanted_image(params) if params["_image"] else _wanted_url(params, options),
+        overwrite=params["overwrite"],
+        allow_unverified=params["allow_unverified"],
+        max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
+        lock_timeout=params["lock_timeout"],
+        mode=_DEFAULT_MODE & ~umask,
+    )
+
+
+def _wanted_image(params: dict[str, t.Any]) -> Provenance:
+    image = params["_image"]
+    if params["format"] not in ("keep", image["disk_format"]):
+        raise UnsupportedFormat(
+            f"The image is {image['disk_format']}, and is not converted to {params['format']}.", "Set 'format: keep'."
+        )
+    algorithm, value = image.get("os_hash_algo"), image.get("os_hash_value")
+    if not value:
+        algorithm, value = ("md5", image["checksum"]) if image.get("checksum") else (None, None)
+    return Provenance(image["id"], image.get("name"), algorithm, value, image.get("size"), image["disk_format"])
+
+
+def _wanted_url(params: dict[str, t.Any], options: HttpOptions) -> Provenance:
+    declared = params["source_format"] or params["format"]
+    if declared == "keep":
+        raise InvalidOption("The format of the image at 'url' is never guessed.", "Set 'source_format'.")
+    if params["format"] not in ("keep", declared):
+        raise UnsupportedFormat(
+            f"The image is {declared}, and is not converted to {params['format']}.", "Set 'format: keep'."
+        )
+    digest = _checksum(params, options) if params["checksum"] else None
+    return Provenance(
+        public_url(params["url"]), None, digest and digest.algorithm, digest and digest.value, None, declared
+    )
+
+
+def _checksum(params: dict[str, t.Any], options: HttpOptions) -> Digest:
+    """The checksum as given, or as found in the list at the address given."""
+    algorithm, _separator, rest = params["checksum"].partition(":")
+    if not rest.startswith(("http://", "https://")):
+        return Digest.parse(params["checksum"])
+    here, there = urllib.parse.urlsplit(params["url"])[:2], urllib.parse.urlsplit(rest)[:2]
+    own = options if here == there else HttpOptions(verify=options.verify, timeout=options.timeout)
+    source = HttpSource(rest, None, own)
+    try:
+        listed = find_in_list(source.read_text(), urllib.parse.urlsplit(params["url"]).path.rsplit("/", 1)[-1])
+    finally:
+        source.close()
+    if listed is None:
+        raise Unverifiable(f"{public_url(rest)} has no line for this file.", "Check the address of the list.")
+    return Digest.parse(f"{algorithm}:{listed}")
+
+
+_DONE = {
+    "unchanged": ("Nothing to do", "Nothing to do"),
+    "adopt": ("Adopted", "Would adopt"),
+    "import": ("Imported", "Would import"),
+    "replace": ("Replaced", "Would replace"),
+}
+
+
+def _result(
+    module: AnsibleModule, request: ImportRequest, volume: FileVolume, plan: Plan, received: Received | None
+) -> dict[str, t.Any]:
+    changed = plan.action != "unchanged"
+    if volume.stat() is not None:
+        changed = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params), changed)
+    done = _DONE[plan.action][module.check_mode]
+    after = plan.before if plan.action == "unchanged" else request.wanted
+    result = {
+        "changed": changed,
+        "msg": f"{done}: {plan.reason}.",
+        "volume": describe_volume(volume, request.wanted.format),
+        "image": module.params["_image"] or {"url": request.wanted.source},
+        "diff": {"before": _diff(plan.before), "after": _diff(after)},
+    }
+    if received is not None:
+        result["transfer"] = received.to_dict()
+    return result
+
+
+def _diff(provenance: Provenance | None) -> dict[str, t.Any]:
+    """A provenance without what no prediction can know."""
+    facts = provenance.to_dict() if provenance else {}
+    return {key: facts[key] for key in ("source", "name", "hash_algo", "hash_value", "format") if key in facts}
