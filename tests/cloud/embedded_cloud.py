@@ -400,7 +400,7 @@ def import_config(options: CloudOptions) -> str:
 
 
 def clouds_config(auth_url: str, ca_cert: Path | None) -> str:
-    """The text of clouds.yaml: JSON, which is YAML, one line for each setting."""
+    """The text of clouds.yaml."""
     clouds = {}
     for user in USERS:
         clouds[user.name] = {
@@ -420,7 +420,7 @@ def clouds_config(auth_url: str, ca_cert: Path | None) -> str:
 
 
 def yaml_lines(mapping: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """The lines of a YAML file with nested mappings of plain values."""
+    """The lines of a YAML file with nested mappings. A plain value is written as JSON, which is YAML."""
     for name, value in mapping.items():
         if isinstance(value, Mapping):
             yield f"{indent}{name}:"

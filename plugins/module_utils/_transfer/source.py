@@ -170,7 +170,7 @@ class HttpSource:
         if self._response is None:
             self._connect()
         try:
-            # The body of http.client, below urllib3: its readinto fills the buffer itself, where urllib3's copies twice.
+            # The body of http.client, below urllib3: it fills the buffer itself, where urllib3 copies twice.
             count: int = self._response.raw._fp.readinto(view)  # type: ignore[union-attr]
         except (http.client.HTTPException, OSError) as err:
             raise _Lost(f"the connection broke ({_reason(err)})") from err

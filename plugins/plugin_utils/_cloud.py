@@ -1,0 +1,149 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A cloud as the controller sees it: a session with Keystone, a token, and requests to Glance."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    AccessDenied,
+    AuthFailed,
+    CloudError,
+    CloudNotFound,
+    ConnectionRefused,
+    ConnectionTimedOut,
+    ImageNotFound,
+    InvalidOption,
+    MissingDependency,
+    NoImageService,
+    TlsUntrusted,
+)
+
+_API_TIMEOUT = 60
+_OPTIONS = {
+    "auth": "auth",
+    "auth_type": "auth_type",
+    "region_name": "region_name",
+    "validate_certs": "verify",
+    "ca_cert": "cacert",
+    "client_cert": "cert",
+    "client_key": "key",
+    "api_timeout": "api_timeout",
+}
+
+
+class Cloud:
+    """A session with the cloud that a task's options name.
+
+    :param params: the options of L(cloud_spec), as validated.
+    :raises MissingDependency: the controller has no openstacksdk.
+    :raises CloudNotFound: no such cloud is described.
+    """
+
+    def __init__(self, params: t.Mapping[str, t.Any]) -> None:
+        with _cloud_errors():
+            self._connection = _connect(params)
+
+    @property
+    def ca_cert(self) -> str | None:
+        """Path of the CA certificates that this cloud is trusted by."""
+        verify = self._connection.config.get_requests_verify_args()[0]
+        return verify if isinstance(verify, str) else None
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the cloud's certificates are checked."""
+        return bool(self._connection.config.get_requests_verify_args()[0])
+
+    def token(self) -> str | None:
+        """A token of this session; None for a cloud without authentication."""
+        with _cloud_errors():
+            token: str | None = self._connection.session.get_token()
+            return token
+
+    def image_url(self, path: str) -> str:
+        """The address of C(path) in Glance, for a client other than this session."""
+        with _cloud_errors():
+            endpoint = self._connection.image.get_endpoint()
+            if not endpoint:
+                raise NoImageService("This cloud's catalogue has no image service.")
+            base = endpoint.rstrip("/")
+            return f"{base if base.endswith('/v2') else base + '/v2'}{path}"
+
+    def get(self, path: str, **options: t.Any) -> t.Any:
+        """Glance's answer to GET C(path), of any status below 400.
+
+        :raises FerryError: it was refused or could not be asked.
+        """
+        with _cloud_errors():
+            response = self._connection.image.get(path, raise_exc=False, **options)
+        if response.status_code >= 400:
+            response.close()
+            raise _refusal(response, path)
+        return response
+
+
+def _connect(params: t.Mapping[str, t.Any]) -> t.Any:
+    try:
+        import openstack
+    except ImportError as err:
+        raise MissingDependency(
+            "openstacksdk is not installed on the controller.",
+            "Install it beside ansible-core: pip install openstacksdk.",
+        ) from err
+    given = {sdk: params[option] for option, sdk in _OPTIONS.items() if params.get(option) is not None}
+    if isinstance(params.get("cloud"), dict):
+        if given:
+            raise InvalidOption(
+                f"'cloud' is a dictionary, and {', '.join(sorted(given))} is given as well.", "Put it into 'cloud'."
+            )
+        connection = openstack.connect(**params["cloud"])
+    else:
+        connection = openstack.connect(cloud=params.get("cloud"), interface=params["interface"], **given)
+    connection.session.timeout = connection.session.timeout or _API_TIMEOUT
+    return connection
+
+
+@contextlib.contextmanager
+def _cloud_errors() -> t.Iterator[None]:
+    """Turns what openstacksdk and keystoneauth raise into this collection's errors."""
+    try:
+        import openstack.exceptions as sdk
+        from keystoneauth1 import exceptions as ksa
+    except ImportError:
+        yield
+        return
+    try:
+        yield
+    except sdk.ConfigException as err:
+        raise CloudNotFound(_sentence(err)) from err
+    except (ksa.MissingRequiredOptions, ksa.MissingAuthPlugin) as err:
+        raise CloudNotFound(_sentence(err)) from err
+    except ksa.Unauthorized as err:
+        raise AuthFailed("Keystone refuses these credentials.") from err
+    except (ksa.EndpointNotFound, ksa.EmptyCatalog) as err:
+        raise NoImageService(_sentence(err)) from err
+    except ksa.SSLFailure as err:
+        raise TlsUntrusted(f"The cloud's certificate is not accepted: {_sentence(err)}") from err
+    except ksa.ConnectTimeout as err:
+        raise ConnectionTimedOut(_sentence(err)) from err
+    except (ksa.ConnectFailure, ksa.DiscoveryFailure) as err:
+        raise ConnectionRefused(_sentence(err)) from err
+    except (sdk.SDKException, ksa.ClientException) as err:
+        raise CloudError(_sentence(err)) from err
+
+
+def _sentence(err: Exception) -> str:
+    text = " ".join(str(err).split())
+    return text if text.endswith(".") else f"{text}."
+
+
+def _refusal(response: t.Any, path: str) -> Exception:
+    request = response.headers.get("x-openstack-request-id", "unknown")
+    said = f"Glance answered {response.status_code} {response.reason} to GET {path} (request {request})."
+    if response.status_code == 404:
+        return ImageNotFound(said)
+    return AccessDenied(said) if response.status_code in (401, 403) else CloudError(said)

@@ -1,0 +1,58 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading the first bytes of an image in Glance, to judge it before a byte of it lands anywhere."""
+
+from __future__ import annotations
+
+import io
+import typing as t
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    CloudError,
+    MissingDependency,
+    UnsafeImage,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, ImageFacts, check_head
+from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+
+
+def judge(cloud: Cloud, image: t.Mapping[str, t.Any], max_virtual_size: int | None) -> ImageFacts:
+    """Judges an image by its header: with this collection's own reader, and with the one that Glance and Nova use.
+
+    :raises FerryError: see L(check_head).
+    """
+    head = read_head(cloud, image["id"])
+    facts = check_head(head, image["disk_format"], image["size"], max_virtual_size)
+    if image["disk_format"] == "qcow2":
+        _check_with_oslo(head)
+    return facts
+
+
+def read_head(cloud: Cloud, image_id: str) -> bytes:
+    """The first bytes of an image; fewer than L(HEAD_SIZE) when it is smaller."""
+    path = f"/images/{image_id}/file"
+    try:
+        response = cloud.get(path, headers={"Range": f"bytes=0-{HEAD_SIZE - 1}"}, stream=True)
+    except CloudError:  # not every store can serve a part
+        response = cloud.get(path, stream=True)
+    head = io.BytesIO()
+    with response:
+        while head.tell() < HEAD_SIZE and (chunk := response.raw.read(HEAD_SIZE - head.tell())):
+            head.write(chunk)
+    return head.getvalue()
+
+
+def _check_with_oslo(head: bytes) -> None:
+    try:
+        from oslo_utils.imageutils import format_inspector
+    except ImportError as err:
+        raise MissingDependency(
+            "oslo.utils is not installed on the controller.", "Install it beside ansible-core: pip install oslo.utils."
+        ) from err
+    inspector = format_inspector.QcowInspector()
+    inspector.eat_chunk(head)
+    try:
+        inspector.safety_check()
+    except (format_inspector.SafetyCheckFailed, format_inspector.ImageFormatError) as err:
+        raise UnsafeImage(f"The image fails OpenStack's own safety check: {err}.") from err
