@@ -176,7 +176,7 @@ def works_in(pid: int, folder: Path) -> bool:
         return False
 
 
-def tail(log: Path, lines: int = 25) -> str:
+def tail(log: Path, lines: int = 40) -> str:
     """The end of a log file."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return "\n".join(text.splitlines()[-lines:])
@@ -685,7 +685,7 @@ class EmbeddedCloud:
             for name, listener in listeners.items():
                 self.servers[name].port = listener.getsockname()[1]
             self._save()
-            if self.options.tls and not (self.state / "tls").exists():
+            if self.options.tls and not (self.state / "tls/server.key").exists():
                 self._run([self._python, HERE / "certificates.py", self.state / "tls"])
             self._write_configuration()
             fresh = self._prepared != self._recipe()
@@ -802,7 +802,8 @@ def in_parallel(tasks: Iterable[Callable[[], None]]) -> None:
 def show_started(cloud: EmbeddedCloud, seconds: float) -> None:
     """Say how to use the cloud, with commands that can be pasted."""
     openstack = shlex.quote(str(cloud.options.bin_folder / "openstack"))
-    stop = shlex.join([sys.executable, os.path.relpath(__file__), "stop", *state_argument(cloud)])
+    program = min(os.path.relpath(__file__), os.path.abspath(__file__), key=len)
+    stop = shlex.join([sys.executable, program, "stop", *state_argument(cloud)])
     print(
         f"Glance    {cloud.image_url}   (ready in {seconds:.1f} s)\n"
         f"Keystone  {cloud.auth_url}\n"
