@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
+
 Spec = dict[str, dict[str, t.Any]]
 
 
@@ -25,6 +27,30 @@ def cloud_spec() -> Spec:
         "client_key": {"type": "str", "no_log": True, "aliases": ["key"]},
         "api_timeout": {"type": "int"},
     }  # fmt: skip
+
+
+def discovery_spec() -> Spec:
+    """Which images to find."""
+    strings = {"type": "list", "elements": "str"}
+    return {
+        **cloud_spec(),
+        "image": {"type": "str"},
+        "name": {"type": "str"},
+        "status": {**strings, "default": ["active"]},
+        "disk_format": {**strings, "default": list(FORMATS)},
+        "tags": {**strings, "default": []},
+        "visibility": {"type": "str", "choices": ["all", "public", "private", "shared", "community"]},
+        "owner": {"type": "str"},
+        "properties": {"type": "dict", "default": {}},
+        "size_min": {"type": "str"},
+        "size_max": {"type": "str"},
+        "created_after": {"type": "str"},
+        "created_before": {"type": "str"},
+        "sort": {**strings, "default": ["name:asc", "created_at:desc"]},
+        "latest": {"type": "bool", "default": False},
+        "inspect": {"type": "str", "choices": ["never", "needed", "always"], "default": "needed"},
+        "max_virtual_size": {"type": "str", "default": "8TiB"},
+    }
 
 
 def transfer_spec() -> Spec:

@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     AmbiguousImage,
+    FerryError,
     ImageNotFound,
     ImageNotReady,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
 
 Image = dict[str, t.Any]
 
@@ -58,3 +63,66 @@ def find_image(cloud: Cloud, name_or_id: str, latest: bool) -> Image:
     if images:
         raise ImageNotReady(f"The image '{name_or_id}' is {images[0]['status']}, not active.")
     raise ImageNotFound(f"No image has the id or name '{name_or_id}'.")
+
+
+def discover(cloud: Cloud, wanted: t.Mapping[str, t.Any]) -> list[Image]:
+    """The images that a task's options ask for, each with what this collection knows of it beside Glance's fields.
+
+    :param wanted: the options of L(discovery_spec), as validated.
+    """
+    query = _query(wanted)
+    if wanted["image"] and _UUID.fullmatch(wanted["image"]):
+        query["id"] = wanted["image"]
+    elif wanted["image"]:
+        query["name"] = wanted["image"]
+    found = [image for image in list_images(cloud, query) if _matches(image, wanted)]
+    if wanted["latest"]:
+        found = sorted(found, key=lambda image: image["created_at"])[-1:]
+    limit = parse_size(wanted["max_virtual_size"], "max_virtual_size")
+    return [_assess(cloud, image, wanted["inspect"], limit) for image in found]
+
+
+def _query(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What Glance filters and sorts by itself (Image API v2, "List images")."""
+    query: dict[str, t.Any] = {**wanted["properties"], "sort": ",".join(wanted["sort"])}
+    for option in ("status", "disk_format"):
+        if wanted[option]:
+            query[option] = "in:" + ",".join(wanted[option])
+    for option in ("visibility", "owner"):
+        if wanted[option]:
+            query[option] = wanted[option]
+    for option in ("size_min", "size_max"):
+        if wanted[option]:
+            query[option] = parse_size(wanted[option], option)
+    if wanted["tags"]:
+        query["tag"] = wanted["tags"]
+    if wanted["created_after"]:
+        query["created_at"] = f"gte:{wanted['created_after']}"
+    if wanted["name"] and not set(wanted["name"]) & set("*?["):
+        query["name"] = wanted["name"]
+    return query
+
+
+def _matches(image: Image, wanted: t.Mapping[str, t.Any]) -> bool:
+    """What Glance cannot filter by: a pattern, and a second bound on the same date."""
+    name = image.get("name") or ""
+    if wanted["name"] and not fnmatch.fnmatchcase(name, wanted["name"]):
+        return False
+    return not wanted["created_before"] or image["created_at"] <= wanted["created_before"]
+
+
+def _assess(cloud: Cloud, image: Image, inspect: str, limit: int) -> Image:
+    """Adds C(virtual_size) and its source, C(supported) and C(safety) to an image's own fields."""
+    known = image.get("virtual_size")
+    facts = {"virtual_size": known, "virtual_size_source": "glance" if known is not None else None}
+    supported = image["disk_format"] in FORMATS and image["container_format"] == "bare" and image["status"] == "active"
+    safety = {"verdict": "unknown", "reason": "The image's header was not read."}
+    if supported and inspect != "never" and (inspect == "always" or known is None):
+        try:
+            head = judge(cloud, image, limit)
+            safety = {"verdict": "safe", "reason": "The header refers to no other file, and its geometry is possible."}
+            if known is None:
+                facts = {"virtual_size": head.virtual_size, "virtual_size_source": "header"}
+        except FerryError as err:
+            safety = {"verdict": "unsafe", "reason": err.what, "error": err.code}
+    return {**image, **facts, "supported": supported, "safety": safety}

@@ -64,7 +64,7 @@ class Playbook:
         }
         self.output = ""
 
-    def __call__(self, task, *arguments, hosts=1):
+    def __call__(self, task, *arguments, hosts=1, module="glance_image_import"):
         inventory = self.folder / "inventory"
         inventory.write_text(
             "".join(
@@ -77,7 +77,7 @@ class Playbook:
         outcomes = "{{ dict(ansible_play_hosts | zip(ansible_play_hosts | map('extract', hostvars, 'outcome'))) }}"
         tasks = [
             {
-                "imageferry.glance.glance_image_import": yaml.safe_load(task),
+                f"imageferry.glance.{module}": yaml.safe_load(task),
                 "register": "outcome",
                 "ignore_errors": True,
             },
@@ -105,3 +105,11 @@ def import_image(tmp_path, cloud, images):
     folder = tmp_path / "play"
     folder.mkdir()
     return Playbook(folder, cloud)
+
+
+@pytest.fixture
+def find_images(import_image):
+    def find(task):
+        return import_image(task, module="glance_image_info")
+
+    return find
