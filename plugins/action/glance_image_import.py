@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import posixpath
 import typing as t
+import urllib.parse
 
+from ansible.module_utils.basic import FILE_COMMON_ARGUMENTS
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import (
     IMPORT_RULES,
     cloud_spec,
@@ -18,21 +21,12 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._action import F
 from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue import find_image
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
-from ansible_collections.imageferry.glance.plugins.plugin_utils._once import once
+from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
+from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
 
-_CONTROLLER_ONLY = {*cloud_spec(), "image", "latest"} - {"validate_certs"}
-_FILE_OPTIONS = [
-    "owner",
-    "group",
-    "mode",
-    "seuser",
-    "serole",
-    "setype",
-    "selevel",
-    "unsafe_writes",
-    "attributes",
-    "attr",
-]
+_MODULE = "glance_image_import"
+_SPEC = {**import_spec(), **FILE_COMMON_ARGUMENTS}
+_FOR_HOST = set(_SPEC) - set(cloud_spec()) - {"image", "latest", "progress"} | {"validate_certs"}
 
 
 class ActionModule(FerryAction):
@@ -41,58 +35,40 @@ class ActionModule(FerryAction):
     _supports_async = True
 
     def work(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        spec = {**import_spec(), **{name: {"type": "raw"} for name in _FILE_OPTIONS}}
-        _checked, params = self.validate_argument_spec(spec, **IMPORT_RULES)
-        arguments = {key: value for key, value in self._task.args.items() if key not in _private_names()}
+        params = self.options(_SPEC, **IMPORT_RULES)
+        # What a user writes into a private option has no effect: only this plugin sets them.
+        arguments = {
+            name: params[name] for name in _FOR_HOST if params[name] is not None and not name.startswith("_")
+        }
         if params["url"]:
-            return self._fetch(arguments, task_vars)
-        try:
-            return self._fetch_image(params, arguments, task_vars, expired=None)
-        except TokenExpired as err:
-            return self._fetch_image(params, arguments, task_vars, expired=err.facts["token"])
-
-    def _fetch_image(
-        self,
-        params: dict[str, t.Any],
-        arguments: dict[str, t.Any],
-        task_vars: dict[str, t.Any],
-        expired: str | None,
-    ) -> dict[str, t.Any]:
+            name = posixpath.basename(urllib.parse.urlsplit(params["url"]).path)
+            return self._carry(arguments, task_vars, None, None, params["progress"] and name)
         wanted = {name: params[name] for name in ("image", "latest", "max_virtual_size")}
         options = cloud_options(params)
-        found = once(
-            self.question({**options, **wanted}),
-            lambda: _find(options, wanted),
-            outdated=lambda answer: expired is not None and answer["token"] == expired,
-        )
-        result = self._fetch(
-            {
-                **arguments,
-                "url": found["url"],
-                "validate_certs": found["verifies"],
-                "_image": found["image"],
-                "_token": found["token"],
-                "_ca_data": found["ca_data"],
-            },
-            task_vars,
-        )
-        if result.get("error") == TokenExpired.code and expired is None:
-            raise TokenExpired(str(result["msg"]), token=found["token"])
+        found = self.ask_once({**options, **wanted}, lambda: _find(options, wanted))
+        tokens = TokenChain(found["token"], options)
+        image = found["image"]
+        arguments.update(url=found["url"], validate_certs=found["verifies"])
+        arguments.update(_image=image, _token=tokens.current(), _ca_data=found["ca_data"])
+        label = params["progress"] and (image["name"] or image["id"])
+        return self._carry(arguments, task_vars, tokens, image["size"], label)
+
+    def _carry(
+        self,
+        arguments: dict[str, t.Any],
+        task_vars: dict[str, t.Any],
+        tokens: TokenChain | None,
+        size: int | None,
+        label: str | None,
+    ) -> dict[str, t.Any]:
+        """Has the host fetch C(size) bytes; see L(run_watched) for the rest."""
+        unwatched = self._task.async_val or self._task.check_mode
+        if not unwatched and (size is None or size >= WORTH_WATCHING):
+            return run_watched(self, _MODULE, arguments, task_vars, tokens, label)
+        result = self.run_module(_MODULE, arguments, task_vars)
+        if tokens and result.get("error") == TokenExpired.code:
+            result = self.run_module(_MODULE, {**arguments, "_token": tokens.renew()}, task_vars)
         return result
-
-    def _fetch(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = self._execute_module(
-            module_name="imageferry.glance.glance_image_import",
-            module_args=arguments,
-            task_vars=task_vars,
-            wrap_async=bool(self._task.async_val),
-        )
-        return result
-
-
-def _private_names() -> set[str]:
-    """Options that only this plugin may set, or that stay on the controller."""
-    return {name for name in import_spec() if name.startswith("_")} | _CONTROLLER_ONLY
 
 
 def _find(options: dict[str, t.Any], wanted: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -100,14 +76,10 @@ def _find(options: dict[str, t.Any], wanted: dict[str, t.Any]) -> dict[str, t.An
     cloud = Cloud(options)
     image = find_image(cloud, wanted["image"], wanted["latest"])
     judge(cloud, image, parse_size(wanted["max_virtual_size"], "max_virtual_size"))
-    ca_data = None
-    if cloud.ca_cert:
-        with open(cloud.ca_cert, encoding="ascii") as file:
-            ca_data = file.read()
     return {
         "image": image,
         "url": cloud.image_url(f"/images/{image['id']}/file"),
-        "token": cloud.token(),
+        "token": issue_token(cloud),
         "verifies": cloud.verifies,
-        "ca_data": ca_data,
+        "ca_data": cloud.ca_data(),
     }

@@ -51,6 +51,12 @@ options:
   created_before:
     description: Latest creation, UTC, as V(2026-01-31T00:00:00Z).
     type: str
+  updated_after:
+    description: Earliest last change, UTC, as V(2026-01-31T00:00:00Z).
+    type: str
+  updated_before:
+    description: Latest last change, UTC, as V(2026-01-31T00:00:00Z).
+    type: str
   sort:
     description: Glance's sort keys and directions.
     type: list

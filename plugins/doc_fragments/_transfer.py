@@ -15,4 +15,11 @@ options:
     description: How often in a row to try again without getting any further.
     type: int
     default: 5
+  progress:
+    description:
+      - Whether to show, while bytes are moved, a line every few seconds that says how far it is, at what rate, and how
+        long it will take.
+      - Nothing is shown of images smaller than 64 MiB, in check mode, and of tasks with C(async).
+    type: bool
+    default: true
 """

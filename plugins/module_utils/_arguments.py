@@ -46,6 +46,8 @@ def discovery_spec() -> Spec:
         "size_max": {"type": "str"},
         "created_after": {"type": "str"},
         "created_before": {"type": "str"},
+        "updated_after": {"type": "str"},
+        "updated_before": {"type": "str"},
         "sort": {**strings, "default": ["name:asc", "created_at:desc"]},
         "latest": {"type": "bool", "default": False},
         "inspect": {"type": "str", "choices": ["never", "needed", "always"], "default": "needed"},
@@ -58,6 +60,7 @@ def transfer_spec() -> Spec:
     return {
         "timeout": {"type": "int", "default": 60},
         "retries": {"type": "int", "default": 5},
+        "progress": {"type": "bool", "default": True},
     }
 
 
@@ -82,7 +85,7 @@ def import_spec() -> Spec:
         "_image": {"type": "dict"},
         "_token": {"type": "str", "no_log": True},
         "_ca_data": {"type": "str"},
-        "_transfer_id": {"type": "str"},
+        "_transfer": {"type": "path"},
     }
 
 
@@ -91,3 +94,10 @@ IMPORT_RULES: dict[str, t.Any] = {
                            ("headers", "image"), ("checksum", "image"), ("source_format", "image")],
     "required_one_of": [("image", "url")],
 }  # fmt: skip
+
+WATCH_SPEC: Spec = {
+    "folder": {"type": "path", "required": True},
+    "results_file": {"type": "path", "required": True},
+    "wait": {"type": "float", "default": 0},
+    "token": {"type": "str", "no_log": True},
+}

@@ -222,6 +222,20 @@ class TransferFailed(FerryError):
     remedy = "Check the server and the network, or raise 'retries'."
 
 
+class Abandoned(FerryError):
+    """The controller that had started the transfer is gone."""
+
+    code = "abandoned"
+    remedy = "Run again."
+
+
+class TransferLost(FerryError):
+    """The process that moved the bytes is gone without a word."""
+
+    code = "transfer_lost"
+    remedy = "See whether this host was restarted or ran out of memory, and run again."
+
+
 class RedirectRefused(FerryError):
     """The server sends the request somewhere it must not go."""
 

@@ -44,7 +44,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     :raises FerryError: it failed.
     """
     params = module.params
-    control = Control(params["_transfer_id"]) if params["_transfer_id"] else SilentControl()
+    control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
     options = HttpOptions(
         headers=hide_headers(module),
         token=params["_token"],

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.imageferry.glance.plugins.module_utils._arguments import cloud_spec
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError
+from ansible_collections.imageferry.glance.plugins.module_utils._arguments import Spec, cloud_spec
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, InvalidOption
+from ansible_collections.imageferry.glance.plugins.plugin_utils._once import Answer, once
+
+_PREFIX = "imageferry.glance."
 
 
 class FerryAction(ActionBase):  # type: ignore[misc]
@@ -30,9 +35,53 @@ class FerryAction(ActionBase):  # type: ignore[misc]
         """
         raise NotImplementedError
 
-    def question(self, params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-        """What tells this task's question from others: the same for all hosts that ask the same."""
-        return {"task": self._task._uuid, **{name: params[name] for name in sorted(params)}}
+    def options(self, spec: Spec, **rules: t.Any) -> dict[str, t.Any]:
+        """The task's options, validated as a module's are.
+
+        :raises InvalidOption: they are not as V(spec) and V(rules) say.
+        """
+        try:
+            _checked, params = self.validate_argument_spec(spec, **rules)
+        except AnsibleActionFail as err:
+            raise InvalidOption(f"{str(err.message).rstrip('.')}.") from err
+        return {name: params[name] for name in spec}
+
+    def ask_once(self, question: dict[str, t.Any], ask: t.Callable[[], Answer]) -> Answer:
+        """What V(ask) returns: asked once for all hosts that come to this task with the same V(question).
+
+        A task that tries again asks again, as the answer may have changed.
+        """
+        if self._task.until or self._task.retries:
+            return ask()
+        return once({"task": self._task._uuid, **question}, ask)
+
+    def run_module(self, name: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Runs one of this collection's modules on the host; in the background if the task says C(async)."""
+        result: dict[str, t.Any] = self._execute_module(
+            module_name=_PREFIX + name,
+            module_args=arguments,
+            task_vars=task_vars,
+            wrap_async=bool(self._task.async_val),
+        )
+        return result
+
+    def start_in_background(
+        self, name: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any], limit: int
+    ) -> dict[str, t.Any]:
+        """Starts one of this collection's modules on the host, where it may run for V(limit) seconds.
+
+        Returns what the start returned: with C(results_file), or why it failed.
+        """
+        self._task.async_val = limit
+        try:
+            return self.run_module(name, arguments, task_vars)
+        finally:
+            self._task.async_val = 0
+
+    def reconnect(self) -> None:
+        """Drops the connection to the host, so that the next module opens another."""
+        with contextlib.suppress(AnsibleError, OSError):
+            self._connection.reset()
 
 
 def cloud_options(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

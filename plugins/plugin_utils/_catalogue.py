@@ -96,8 +96,9 @@ def _query(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
             query[option] = parse_size(wanted[option], option)
     if wanted["tags"]:
         query["tag"] = wanted["tags"]
-    if wanted["created_after"]:
-        query["created_at"] = f"gte:{wanted['created_after']}"
+    for date in ("created", "updated"):
+        if wanted[f"{date}_after"]:
+            query[f"{date}_at"] = f"gte:{wanted[f'{date}_after']}"
     if wanted["name"] and not set(wanted["name"]) & set("*?["):
         query["name"] = wanted["name"]
     return query
@@ -108,7 +109,9 @@ def _matches(image: Image, wanted: t.Mapping[str, t.Any]) -> bool:
     name = image.get("name") or ""
     if wanted["name"] and not fnmatch.fnmatchcase(name, wanted["name"]):
         return False
-    return not wanted["created_before"] or image["created_at"] <= wanted["created_before"]
+    return all(
+        not wanted[f"{date}_before"] or image[f"{date}_at"] <= wanted[f"{date}_before"] for date in ("created", "updated")
+    )
 
 
 def _assess(cloud: Cloud, image: Image, inspect: str, limit: int) -> Image:

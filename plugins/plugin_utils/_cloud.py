@@ -47,39 +47,81 @@ class Cloud:
         with _cloud_errors():
             self._connection = _connect(params)
 
-    @property
-    def ca_cert(self) -> str | None:
-        """Path of the CA certificates that this cloud is trusted by."""
+    def ca_data(self) -> str | None:
+        """The CA certificates that this cloud is trusted by, as text; None for those of the system.
+
+        :raises TlsUntrusted: they cannot be read.
+        """
         verify = self._connection.config.get_requests_verify_args()[0]
-        return verify if isinstance(verify, str) else None
+        if not isinstance(verify, str):
+            return None
+        try:
+            with open(verify, encoding="ascii") as file:
+                return file.read()
+        except (OSError, ValueError) as err:
+            raise TlsUntrusted(f"The CA certificates in {verify} cannot be read: {err}.") from err
 
     @property
     def verifies(self) -> bool:
         """Whether the cloud's certificates are checked."""
         return bool(self._connection.config.get_requests_verify_args()[0])
 
-    def token(self) -> str | None:
-        """A token of this session; None for a cloud without authentication."""
+    def token(self) -> tuple[str | None, float | None]:
+        """A token of this session, and the seconds it lives from its issue; both None without authentication."""
         with _cloud_errors():
-            token: str | None = self._connection.session.get_token()
-            return token
+            value = self._connection.session.get_token()
+            access = self._access()
+            lifetime = (access.expires - access.issued).total_seconds() if access and access.issued else None
+            return value, lifetime
+
+    def _access(self) -> t.Any:
+        """What Keystone said when it issued the token; None for a cloud without Keystone."""
+        get_access = getattr(self._connection.session.auth, "get_access", None)
+        return get_access(self._connection.session) if get_access else None
+
+    def identity(self) -> dict[str, t.Any]:
+        """Who this session is: user, project and roles, as Keystone knows them; empty without authentication."""
+        with _cloud_errors():
+            access = self._access()
+        if access is None:
+            return {}
+        return {
+            "user": {"id": access.user_id, "name": access.username, "domain": access.user_domain_name},
+            "project": {"id": access.project_id, "name": access.project_name, "domain": access.project_domain_name},
+            "roles": sorted(access.role_names),
+        }
+
+    def endpoint(self) -> dict[str, t.Any]:
+        """The image service that the catalogue names: C(url), C(api_version), C(region), C(interface).
+
+        :raises NoImageService: it names none.
+        """
+        with _cloud_errors():
+            data = self._connection.image.get_endpoint_data()
+        if data is None or not data.url:
+            raise NoImageService("This cloud's catalogue has no image service.")
+        version = ".".join(map(str, data.api_version)) if data.api_version else None
+        return {"url": data.url, "api_version": version, "region": data.region_name, "interface": data.interface}
 
     def image_url(self, path: str) -> str:
         """The address of C(path) in Glance, for a client other than this session."""
+        base = self.endpoint()["url"].rstrip("/")
+        return f"{base if base.endswith('/v2') else base + '/v2'}{path}"
+
+    def ask(self, method: str, path: str, **options: t.Any) -> t.Any:
+        """Glance's answer to a request, whatever its status.
+
+        :raises FerryError: it could not be asked.
+        """
         with _cloud_errors():
-            endpoint = self._connection.image.get_endpoint()
-            if not endpoint:
-                raise NoImageService("This cloud's catalogue has no image service.")
-            base = endpoint.rstrip("/")
-            return f"{base if base.endswith('/v2') else base + '/v2'}{path}"
+            return self._connection.image.request(path, method, raise_exc=False, **options)
 
     def get(self, path: str, **options: t.Any) -> t.Any:
         """Glance's answer to GET C(path), of any status below 400.
 
         :raises FerryError: it was refused or could not be asked.
         """
-        with _cloud_errors():
-            response = self._connection.image.get(path, raise_exc=False, **options)
+        response = self.ask("GET", path, **options)
         if response.status_code >= 400:
             response.close()
             raise _refusal(response, path)

@@ -1,37 +1,30 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a running transfer and its controller tell each other, through a folder on the host.
+"""What a running transfer and its watcher tell each other, through a folder on the host.
 
-The transfer writes how far it is, and asks for a new token; whoever watches reads the one and answers the other.
+The transfer writes down how far it is, and asks for a new token; the watcher, who looks in every few seconds from the
+controller, reads the one and answers the other. A transfer that nobody looks at any more ends by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-import re
 import shutil
 import time
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption, TokenExpired
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import Abandoned, TokenExpired
 
-_INTERVAL = 1.0
+ABANDONED_AFTER = 45.0
+"""The seconds after which a transfer that nobody looks at gives up: its controller died, or the job was cancelled."""
+
+_INTERVAL = 0.5
 _RENEWAL_TIMEOUT = 120.0
-_POLL = 0.2
-
-
-def control_folder(transfer_id: str) -> str:
-    """The folder of the transfer with this id, of the user who runs it.
-
-    :raises InvalidOption: it is no such id.
-    """
-    if not re.fullmatch(r"[0-9a-f]{8,64}", transfer_id):
-        raise InvalidOption(f"'{transfer_id}' is not the id of a transfer.")
-    base = os.environ.get("ANSIBLE_ASYNC_DIR") or "~/.ansible_async"
-    return os.path.join(os.path.expanduser(base), "imageferry", transfer_id)
+_POLL = 0.1
 
 
 class SilentControl:
@@ -47,15 +40,19 @@ class SilentControl:
 
 
 class Control:
-    """The transfer's side of the folder; only its user can look into it."""
+    """The transfer's side of C(folder); only its user can look into it.
 
-    def __init__(self, transfer_id: str) -> None:
-        self._folder = control_folder(transfer_id)
-        self._started = time.time()
+    The lock on its file C(alive) is held as long as the transfer's process lives.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._written = 0.0
         self._state: dict[str, t.Any] = {"position": 0, "size": None, "wants_token": False}
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        os.chmod(self._folder, 0o700)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self._alive = open(os.path.join(folder, "alive"), "w", encoding="utf-8")  # noqa: SIM115 - open until the end
+        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        self._touch_watched()
         self._write()
 
     @property
@@ -64,57 +61,88 @@ class Control:
         return self
 
     def advance(self, position: int, size: int | None) -> None:
-        """Tells how many bytes have arrived; written down once a second."""
+        """Tells how many bytes have arrived; written down twice a second.
+
+        :raises Abandoned: nobody has looked for L(ABANDONED_AFTER) seconds.
+        """
         self._state.update(position=position, size=size)
         if time.monotonic() - self._written >= _INTERVAL:
             self._write()
+            self._check_watched()
 
     def renew(self) -> str:
         """Asks for a new token and waits for it.
 
-        :raises TokenExpired: nobody brought one in time.
+        :raises TokenExpired: nobody brought one in time, or there is none.
         """
         path = os.path.join(self._folder, "token")
         self._state["wants_token"] = True
         self._write()
-        deadline = time.monotonic() + _RENEWAL_TIMEOUT
-        while time.monotonic() < deadline:
+        token, deadline = None, time.monotonic() + _RENEWAL_TIMEOUT
+        while token is None and time.monotonic() < deadline:
+            self._check_watched()
+            time.sleep(_POLL)
             with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
                 token = file.read()
                 os.unlink(path)
-                self._state["wants_token"] = False
-                self._write()
-                return token
-            time.sleep(_POLL)
-        raise TokenExpired("The token expired, and the controller brought no new one.")
+        self._state["wants_token"] = False
+        self._write()
+        if not token:
+            raise TokenExpired("The token expired, and the controller brought no new one.")
+        return token
 
     def close(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._alive.close()
+
+    def _touch_watched(self) -> None:
+        with open(os.path.join(self._folder, "watched"), "w", encoding="utf-8"):
+            pass
+
+    def _check_watched(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            unseen = time.time() - os.stat(os.path.join(self._folder, "watched")).st_mtime
+            if unseen > ABANDONED_AFTER:
+                raise Abandoned(f"The controller has not asked for this transfer for {unseen:.0f} seconds.")
 
     def _write(self) -> None:
-        state = {**self._state, "pid": os.getpid(), "started": self._started, "now": time.time()}
-        _write_private(os.path.join(self._folder, "progress.json"), json.dumps(state))
+        _write_private(os.path.join(self._folder, "progress.json"), json.dumps(self._state))
         self._written = time.monotonic()
 
 
-def read_progress(transfer_id: str) -> dict[str, t.Any] | None:
-    """How far a transfer is: C(position), C(size), C(started), C(now), C(wants_token), C(alive).
+class Watch:
+    """The watcher's side of C(folder)."""
 
-    None before it has begun and after it has ended.
-    """
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def look(self) -> dict[str, t.Any] | None:
+        """How far the transfer is: C(position), C(size), C(wants_token); None when none runs (yet, or any more)."""
+        try:
+            os.utime(os.path.join(self._folder, "watched"))
+            with open(os.path.join(self._folder, "alive"), encoding="utf-8") as alive:
+                if not _is_locked(alive):
+                    return None
+            with open(os.path.join(self._folder, "progress.json"), encoding="utf-8") as file:
+                state: dict[str, t.Any] = json.load(file)
+                return state
+        except FileNotFoundError:
+            return None
+
+    def deliver_token(self, token: str) -> None:
+        """Brings a new token to a transfer that wants one; an empty one says that there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            _write_private(os.path.join(self._folder, "token"), token)
+
+
+def _is_locked(file: t.IO[str]) -> bool:
     try:
-        with open(os.path.join(control_folder(transfer_id), "progress.json"), encoding="utf-8") as file:
-            state: dict[str, t.Any] = json.load(file)
-    except FileNotFoundError:
-        return None
-    state["alive"] = os.path.exists(f"/proc/{state['pid']}")
-    return state
-
-
-def deliver_token(transfer_id: str, token: str) -> None:
-    """Brings a new token to a transfer that wants one."""
-    _write_private(os.path.join(control_folder(transfer_id), "token"), token)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def _write_private(path: str, text: str) -> None:

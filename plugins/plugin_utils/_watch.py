@@ -1,0 +1,157 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Watching a transfer from the controller: its progress is shown, and its token renewed, while it runs on the host."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import typing as t
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.utils.display import Display
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, TransferLost
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
+from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain
+
+if t.TYPE_CHECKING:
+    from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction
+
+WORTH_WATCHING = 64 * 1024**2
+"""Bytes; a smaller transfer is over before anybody could look."""
+
+_LONGEST = 7 * 24 * 3600  # seconds; a transfer ends by itself long before, see ABANDONED_AFTER
+_FIRST_WAIT, _WAIT, _LONG_WAIT = 1.0, 5.0, 15.0  # seconds between two lines of progress
+_LONG = 120.0  # seconds after which lines come more slowly
+_SILENCE = 30.0  # seconds that a transfer may take to begin, or its result to appear
+_RECONNECT = 30.0  # seconds to try to reach a host again, less than ABANDONED_AFTER
+
+
+def run_watched(
+    action: FerryAction,
+    module: str,
+    arguments: dict[str, t.Any],
+    task_vars: dict[str, t.Any],
+    tokens: TokenChain | None,
+    label: str | None,
+) -> dict[str, t.Any]:
+    """Runs a module that takes C(_transfer) in the background of the host, and returns its result once it has ended.
+
+    :param tokens: where new tokens come from, None where none is used.
+    :param label: what is moved, for the lines of progress; None shows none.
+    :raises TransferLost: the host has forgotten the transfer.
+    """
+    async_dir = action.get_shell_option("async_dir", default="~/.ansible_async")
+    folder = f"{async_dir}/imageferry-{secrets.token_hex(8)}"
+    started = action.start_in_background(module, {**arguments, "_transfer": folder}, task_vars, _LONGEST)
+    if "results_file" not in started:
+        return started
+    watcher = _Watcher(action, task_vars, {"folder": folder, "results_file": started["results_file"]})
+    return watcher.follow(tokens, _ProgressLine(f"{task_vars['inventory_hostname']}: {label}") if label else None)
+
+
+class _Watcher:
+    """Asks the host about one transfer until it has ended."""
+
+    def __init__(self, action: FerryAction, task_vars: dict[str, t.Any], transfer: dict[str, t.Any]) -> None:
+        self._action = action
+        self._task_vars = task_vars
+        self._transfer = transfer
+        self._begun = self._heard = time.monotonic()
+
+    def follow(self, tokens: TokenChain | None, line: _ProgressLine | None) -> dict[str, t.Any]:
+        """The transfer's result."""
+        token = None
+        while True:
+            news = self._ask(token)
+            token = None
+            if news.get("result") is not None:
+                result: dict[str, t.Any] = news["result"]
+                return result
+            if news.get("failed"):
+                return news
+            progress = news["progress"]
+            if progress is None:
+                self._check_silence()
+            else:
+                self._heard = time.monotonic()
+                if line:
+                    line.show(progress["position"], progress["size"])
+                if progress["wants_token"] and tokens is not None:
+                    token = _renew(tokens)
+
+    def _ask(self, token: str | None) -> dict[str, t.Any]:
+        """One look at the transfer; a host that cannot be reached for a moment is asked again."""
+        first_failure = None
+        while True:
+            try:
+                news: dict[str, t.Any] = self._action.run_module(
+                    "transfer_info", {**self._transfer, "wait": self._wait(), "token": token}, self._task_vars
+                )
+                return news
+            except AnsibleConnectionFailure:
+                first_failure = first_failure or time.monotonic()
+                if time.monotonic() - first_failure > _RECONNECT:
+                    raise
+                time.sleep(1)
+                self._action.reconnect()
+
+    def _wait(self) -> float:
+        elapsed = time.monotonic() - self._begun
+        if elapsed < _FIRST_WAIT:
+            return _FIRST_WAIT
+        return _WAIT if elapsed < _LONG else _LONG_WAIT
+
+    def _check_silence(self) -> None:
+        if time.monotonic() - self._heard > _SILENCE:
+            raise TransferLost("The transfer is no longer running on the host, and has left no result.")
+
+
+def _renew(tokens: TokenChain) -> str:
+    """A new token; an empty one when Keystone refuses, which ends the transfer."""
+    try:
+        tokens.renew()
+        return tokens.current() or ""
+    except FerryError as err:
+        Display().warning(f"No new token: {err}")
+        return ""
+
+
+class _ProgressLine:
+    """Lines that say how far a transfer is.
+
+    :param label: the host, and what is moved.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._last: tuple[float, int] = (time.monotonic(), 0)
+
+    def show(self, position: int, size: int | None) -> None:
+        """Writes a line: share, rate since the last line, time left at that rate."""
+        now = time.monotonic()
+        rate = max(0.0, (position - self._last[1]) / max(now - self._last[0], 0.001))
+        self._last = (now, position)
+        Display().display(f"{self._label}: {describe_progress(position, size, rate)}")
+
+
+def describe_progress(position: int, size: int | None, rate: float) -> str:
+    """How far C(position) of C(size) bytes is at C(rate) bytes a second, in words.
+
+    C(45 % of 3.0 GiB, 312 MiB/s, 7 s left); without a size C(1.4 GiB, 312 MiB/s).
+    """
+    speed = f"{format_size(rate)}/s"
+    if not size:
+        return f"{format_size(position)}, {speed}"
+    parts = [f"{100 * position // size} % of {format_size(size)}", speed]
+    if rate > 0:
+        parts.append(f"{_duration((size - position) / rate)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = divmod(round(seconds / 60), 60)[::-1]
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
