@@ -9,6 +9,7 @@ happened, and what to do about it. The list in docs/docsite/rst/errors.rst is ma
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 
@@ -50,6 +51,16 @@ def all_errors() -> list[type[FerryError]]:
     for cls in found:
         found.extend(cls.__subclasses__())
     return sorted(set(found), key=lambda cls: cls.code)
+
+
+def innermost_cause(err: BaseException) -> str:
+    """What an error of requests or keystoneauth comes down to, in a few words without addresses of objects."""
+    while True:
+        inner = getattr(err, "reason", None) or err.__cause__ or err.__context__
+        if not isinstance(inner, BaseException):
+            break
+        err = inner
+    return re.sub(r"<[^>]*>:? ?", "", getattr(err, "strerror", None) or str(err) or type(err).__name__)
 
 
 # --- the cloud ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
-_DEFAULT_MODE = 0o666
+_DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
 
 
 def import_task(module: AnsibleModule) -> dict[str, t.Any]:
@@ -91,7 +91,8 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
         allow_unverified=params["allow_unverified"],
         max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
         lock_timeout=params["lock_timeout"],
-        mode=_DEFAULT_MODE & ~umask,
+        # A mode that is asked for is set at the end, so that nobody reads the file before who may not read it after.
+        mode=_PRIVATE_MODE if params["mode"] is not None else _DEFAULT_MODE & ~umask,
     )
 
 
@@ -150,16 +151,18 @@ def _result(
     module: AnsibleModule, request: ImportRequest, volume: FileVolume, plan: Plan, received: Received | None
 ) -> dict[str, t.Any]:
     changed = plan.action != "unchanged"
+    diff = {"before": _diff(plan.before), "after": _diff(request.wanted if changed else plan.before)}
     if volume.stat() is not None:
-        changed = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params), changed)
-    done = _DONE[plan.action][module.check_mode]
-    after = plan.before if plan.action == "unchanged" else request.wanted
+        # The attributes of a file that was not there before are no news.
+        news = {} if plan.action in ("import", "replace") else diff
+        attributes = module.load_file_common_arguments(module.params)
+        changed = module.set_fs_attributes_if_different(attributes, changed, diff=news)
     result = {
         "changed": changed,
-        "msg": f"{done}: {plan.reason}.",
+        "msg": f"{_DONE[plan.action][module.check_mode]}: {plan.reason}.",
         "volume": describe_volume(volume, request.wanted.format),
         "image": module.params["_image"] or {"url": request.wanted.source},
-        "diff": {"before": _diff(plan.before), "after": _diff(after)},
+        "diff": diff,
     }
     if received is not None:
         result["transfer"] = received.to_dict()

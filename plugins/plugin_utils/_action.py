@@ -78,6 +78,11 @@ class FerryAction(ActionBase):  # type: ignore[misc]
         finally:
             self._task.async_val = 0
 
+    def remove(self, path: str, task_vars: dict[str, t.Any]) -> None:
+        """Removes a file or folder of this collection's own from the host."""
+        arguments = {"path": path, "state": "absent"}
+        self._execute_module(module_name="ansible.legacy.file", module_args=arguments, task_vars=task_vars)
+
     def reconnect(self) -> None:
         """Drops the connection to the host, so that the next module opens another."""
         with contextlib.suppress(AnsibleError, OSError):

@@ -20,6 +20,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     MissingDependency,
     NoImageService,
     TlsUntrusted,
+    innermost_cause,
 )
 
 _API_TIMEOUT = 60
@@ -46,6 +47,8 @@ class Cloud:
     def __init__(self, params: t.Mapping[str, t.Any]) -> None:
         with _cloud_errors():
             self._connection = _connect(params)
+            # Not connection.image: that hides why a service cannot be found behind one error for all causes.
+            self._image = self._connection.config.get_session_client("image", version="2")
 
     def ca_data(self) -> str | None:
         """The CA certificates that this cloud is trusted by, as text; None for those of the system.
@@ -97,7 +100,7 @@ class Cloud:
         :raises NoImageService: it names none.
         """
         with _cloud_errors():
-            data = self._connection.image.get_endpoint_data()
+            data = self._image.get_endpoint_data()
         if data is None or not data.url:
             raise NoImageService("This cloud's catalogue has no image service.")
         version = ".".join(map(str, data.api_version)) if data.api_version else None
@@ -114,7 +117,7 @@ class Cloud:
         :raises FerryError: it could not be asked.
         """
         with _cloud_errors():
-            return self._connection.image.request(path, method, raise_exc=False, **options)
+            return self._image.request(self.image_url(path), method, raise_exc=False, **options)
 
     def get(self, path: str, **options: t.Any) -> t.Any:
         """Glance's answer to GET C(path), of any status below 400.
@@ -129,13 +132,8 @@ class Cloud:
 
 
 def _connect(params: t.Mapping[str, t.Any]) -> t.Any:
-    try:
-        import openstack
-    except ImportError as err:
-        raise MissingDependency(
-            "openstacksdk is not installed on the controller.",
-            "Install it beside ansible-core: pip install openstacksdk.",
-        ) from err
+    import openstack
+
     given = {sdk: params[option] for option, sdk in _OPTIONS.items() if params.get(option) is not None}
     if isinstance(params.get("cloud"), dict):
         if given:
@@ -155,25 +153,26 @@ def _cloud_errors() -> t.Iterator[None]:
     try:
         import openstack.exceptions as sdk
         from keystoneauth1 import exceptions as ksa
-    except ImportError:
-        yield
-        return
+    except ImportError as err:
+        raise MissingDependency(
+            "openstacksdk is not installed on the controller.",
+            "Install it beside ansible-core: pip install openstacksdk.",
+        ) from err
     try:
         yield
-    except sdk.ConfigException as err:
-        raise CloudNotFound(_sentence(err)) from err
-    except (ksa.MissingRequiredOptions, ksa.MissingAuthPlugin) as err:
+    except (sdk.ConfigException, ksa.MissingRequiredOptions, ksa.AuthPluginException) as err:
         raise CloudNotFound(_sentence(err)) from err
     except ksa.Unauthorized as err:
         raise AuthFailed("Keystone refuses these credentials.") from err
     except (ksa.EndpointNotFound, ksa.EmptyCatalog) as err:
         raise NoImageService(_sentence(err)) from err
-    except ksa.SSLFailure as err:
-        raise TlsUntrusted(f"The cloud's certificate is not accepted: {_sentence(err)}") from err
+    except ksa.SSLError as err:
+        raise TlsUntrusted(f"The cloud's certificate is not accepted: {innermost_cause(err)}.") from err
     except ksa.ConnectTimeout as err:
         raise ConnectionTimedOut(_sentence(err)) from err
-    except (ksa.ConnectFailure, ksa.DiscoveryFailure) as err:
-        raise ConnectionRefused(_sentence(err)) from err
+    except (ksa.ConnectFailure, ksa.UnknownConnectionError, ksa.DiscoveryFailure) as err:
+        tried = str(err).partition(": ")[0]
+        raise ConnectionRefused(f"{tried} ({innermost_cause(err)}).") from err
     except (sdk.SDKException, ksa.ClientException) as err:
         raise CloudError(_sentence(err)) from err
 

@@ -105,6 +105,8 @@ class _Watcher:
 
     def _check_silence(self) -> None:
         if time.monotonic() - self._heard > _SILENCE:
+            for path in self._transfer.values():
+                self._action.remove(path, self._task_vars)
             raise TransferLost("The transfer is no longer running on the host, and has left no result.")
 
 

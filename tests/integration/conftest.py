@@ -3,108 +3,149 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "cloud"))
+sys.path[:0] = [str(ROOT / "tests" / "cloud"), str(ROOT / "tests" / "integration")]
 import embedded_cloud  # noqa: E402
 
 CLOUD_VENV = Path(os.environ.get("IMAGEFERRY_CLOUD_VENV", ROOT / ".cache" / "cloud-venv"))
+MIB = 1024**2
+
+
+@contextlib.contextmanager
+def running_cloud(folder, **options):
+    with embedded_cloud.EmbeddedCloud(embedded_cloud.CloudOptions(state=folder, venv=CLOUD_VENV, **options)) as cloud:
+        yield cloud
 
 
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory):
-    options = embedded_cloud.CloudOptions(state=tmp_path_factory.mktemp("cloud"), venv=CLOUD_VENV)
-    with embedded_cloud.EmbeddedCloud(options) as running:
+    with running_cloud(tmp_path_factory.mktemp("cloud")) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def images(cloud, tmp_path_factory):
-    """The files of the images in Glance, by name."""
+def disk_files(tmp_path_factory):
+    """A disk with a file system and files as raw, and the same as qcow2."""
     folder = tmp_path_factory.mktemp("images")
     tree = folder / "tree"
     tree.mkdir()
     for number in range(8):
         (tree / f"file{number}").write_bytes(hashlib.sha256(bytes([number])).digest() * 20000)
-    raw = folder / "disk.raw"
+    raw, qcow2 = folder / "disk.raw", folder / "disk.qcow2"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, raw, "64M"], check=True)
-    qcow2 = folder / "disk.qcow2"
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2], check=True)
-    found = {"disk-raw": raw, "disk-qcow2": qcow2, "a-lie": qcow2, "twice": qcow2}
-    for name, path in [*found.items(), ("twice", qcow2)]:
-        upload(cloud, name, path, "qcow2" if name in ("disk-qcow2", "twice") else "raw")
-    return found
+    return {"disk-raw": raw, "disk-qcow2": qcow2}
 
 
-def upload(cloud, name, path, disk_format):
-    command = [CLOUD_VENV / "bin" / "openstack", "--os-cloud", "demo", "image", "create", "-f", "value", "-c", "id"]
-    command += ["--disk-format", disk_format, "--container-format", "bare", "--file", path, name]
-    subprocess.run(command, env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml)}, check=True)
+@pytest.fixture(scope="session")
+def images(cloud, disk_files):
+    """The files of the images in Glance, by name."""
+    raw, qcow2 = disk_files["disk-raw"], disk_files["disk-qcow2"]
+    upload(cloud, "disk-raw", raw, "raw")
+    for name in ("disk-qcow2", "twice", "twice"):
+        upload(cloud, name, qcow2, "qcow2")
+    upload(cloud, "a-lie", qcow2, "raw")
+    return disk_files
+
+
+def openstack(cloud, *arguments, user="demo"):
+    """Runs the openstack command as a user would; returns what it prints."""
+    command = [CLOUD_VENV / "bin" / "openstack", "--os-cloud", user, *arguments]
+    environment = {**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml)}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def upload(cloud, name, path, disk_format, *options):
+    return openstack(
+        cloud, "image", "create", "-f", "value", "-c", "id", "--disk-format", disk_format,
+        "--container-format", "bare", "--file", path, *options, name,
+    )  # fmt: skip
 
 
 class Playbook:
-    """Runs one task with ansible-playbook and returns what each host got."""
+    """Runs one task with ansible-playbook and returns what each host got.
 
-    def __init__(self, folder, cloud):
+    :param folder: for its files; its subfolder C(home) is the user's home.
+    :param venv: the virtual environment whose ansible-playbook it is.
+    :param host_python: the interpreter of the hosts.
+    """
+
+    def __init__(self, folder, cloud, venv=Path(sys.prefix), host_python=sys.executable):
         self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        self.program = Path(venv) / "bin" / "ansible-playbook"
+        self.host_python = host_python
         self.environment = {
             **os.environ,
+            "HOME": str(self.home),
             "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml),
             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
             "ANSIBLE_FORKS": "10",
         }
+        self.environment.pop("PYTHONPATH", None)
         self.output = ""
 
-    def __call__(self, task, *arguments, hosts=1, module="glance_image_import"):
-        inventory = self.folder / "inventory"
+    def start(self, task, *arguments, hosts=1, module="glance_image_import", **keywords):
+        """Begins to run one task, with the keywords of a task such as C(retries)."""
+        inventory, playbook = self.folder / "inventory", self.folder / "playbook.yml"
         inventory.write_text(
             "".join(
-                f"host{number} ansible_connection=local ansible_python_interpreter={sys.executable}\n"
+                f"host{number} ansible_connection=local ansible_python_interpreter={self.host_python}\n"
                 for number in range(hosts)
             )
         )
-        result = self.folder / "result.json"
-        playbook = self.folder / "playbook.yml"
         outcomes = "{{ dict(ansible_play_hosts | zip(ansible_play_hosts | map('extract', hostvars, 'outcome'))) }}"
         tasks = [
             {
                 f"imageferry.glance.{module}": yaml.safe_load(task),
                 "register": "outcome",
                 "ignore_errors": True,
+                **keywords,
             },
             {
-                "ansible.builtin.copy": {"dest": str(result), "mode": "0600", "content": outcomes},
+                "ansible.builtin.copy": {"dest": str(self.result), "mode": "0600", "content": outcomes},
                 "run_once": True,
                 "check_mode": False,
                 "diff": False,
             },
         ]
         playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
-        program = Path(sys.executable).with_name("ansible-playbook")
-        run = subprocess.run(
-            [program, "-i", inventory, playbook, *arguments],
-            env=self.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        self.output = run.stdout + run.stderr
+        command = [self.program, "-i", inventory, playbook, *arguments]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def finish(self, run):
+        """Waits for the task's end; what each host got, or the only host."""
+        self.output = run.communicate()[0]
         assert run.returncode == 0, self.output
-        returned = json.loads(result.read_text())
-        return returned if hosts > 1 else returned["host0"]
+        returned = json.loads(self.result.read_text())
+        return returned if len(returned) > 1 else returned["host0"]
+
+    def __call__(self, task, *arguments, **options):
+        return self.finish(self.start(task, *arguments, **options))
+
+    @property
+    def result(self):
+        return self.folder / "result.json"
 
 
 @pytest.fixture
 def import_image(tmp_path, cloud, images):
-    folder = tmp_path / "play"
-    folder.mkdir()
-    return Playbook(folder, cloud)
+    return Playbook(tmp_path / "play", cloud)
 
 
 @pytest.fixture
@@ -113,3 +154,12 @@ def find_images(import_image):
         return import_image(task, module="glance_image_info")
 
     return find
+
+
+def wait_for(condition, timeout=20):
+    """Waits until C(condition) is true, and returns what it is."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.05)
+    return found
