@@ -2,36 +2,59 @@
 CACHE := $(CURDIR)/.cache
 TREE := $(CACHE)/collections/ansible_collections/imageferry/glance
 VENV := $(CACHE)/venv
+CLOUD_VENV := $(CACHE)/cloud-venv
+export IMAGEFERRY_NEWEST_VENV := $(CACHE)/newest-venv
+export IMAGEFERRY_HOST39_VENV := $(CACHE)/host39-venv
 export ANSIBLE_COLLECTIONS_PATH := $(CACHE)/collections
+export ANSIBLE_HOME := $(CACHE)/ansible
+
+MAKE_VENV := python3 tests/checks/make_venv.py
+PYTEST := -m pytest --import-mode=importlib -p no:cacheprovider
+IN_TREE := cd $(TREE) && PYTHONPATH=$(CACHE)/collections
 
 help:  ## Show what each target does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(VENV)/.done: tests/requirements.txt requirements.txt
-	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -r requirements.txt -r tests/requirements.txt
-	touch $@
+test: packages  ## Set up everything and run all checks and tests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=none setup
+	@$(MAKE) --no-print-directory lint hosts
+	$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks tests/unit tests/integration
 
-$(TREE):
-	mkdir -p $(dir $@)
-	ln -sfn $(CURDIR) $@
+lint: venv tree  ## Check style, types, Ansible's rules, documentation and changelog
+	@$(IN_TREE) tests/checks/lint $(VENV)
 
-$(CACHE)/cloud-venv/.done: tests/cloud/requirements.txt
-	python3 -m venv $(CACHE)/cloud-venv
-	$(CACHE)/cloud-venv/bin/pip install --quiet -r $<
-	touch $@
+sanity: venv newest-venv tree  ## Run ansible-test's sanity tests with the oldest and the newest ansible-core
+	$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks
 
-packages:
-	tests/install_packages
+# Tests of what runs on the controller, or needs a newer ansible-core, are none of an old host's.
+hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with Python 3.9, the oldest that hosts may have
+	$(IN_TREE) tests/checks/host39 $(IMAGEFERRY_HOST39_VENV)
 
-test: packages $(VENV)/.done $(CACHE)/cloud-venv/.done $(TREE)  ## Set up everything and run all tests
-	$(VENV)/bin/ruff check --quiet plugins tests/unit tests/integration
-	cd $(TREE) && PYTHONPATH=$(CACHE)/collections $(VENV)/bin/python -m pytest --import-mode=importlib -p no:cacheprovider tests/unit tests/integration
-
-cloud: packages $(CACHE)/cloud-venv/.done  ## Start a real Glance and Keystone on this machine, and say how to use them
-	@$(CACHE)/cloud-venv/bin/python tests/cloud/embedded_cloud.py start
+cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
+	@$(CLOUD_VENV)/bin/python tests/cloud/embedded_cloud.py start
 
 clean:  ## Remove what make has set up in this clone
 	rm -rf $(CACHE)
 
-.PHONY: help packages test cloud clean
+packages:
+	@tests/install_packages
+
+setup: venv cloud-venv newest-venv host39-venv tree
+
+venv:
+	@$(MAKE_VENV) $(VENV) requirements.txt tests/requirements.txt --python 3.11
+
+cloud-venv:
+	@$(MAKE_VENV) $(CLOUD_VENV) tests/cloud/requirements.txt --python 3.11
+
+newest-venv:
+	@$(MAKE_VENV) $(IMAGEFERRY_NEWEST_VENV) requirements.txt tests/requirements-newest.txt --python 3.12-3.14 --optional
+
+host39-venv:
+	@$(MAKE_VENV) $(IMAGEFERRY_HOST39_VENV) tests/requirements-host39.txt --python 3.9 --optional
+
+tree:
+	@mkdir -p $(dir $(TREE))
+	@ln -sfn $(CURDIR) $(TREE)
+
+.PHONY: help test lint sanity hosts cloud clean packages setup venv cloud-venv newest-venv host39-venv tree

@@ -79,6 +79,7 @@ author:
 extends_documentation_fragment:
   - imageferry.glance._cloud
   - imageferry.glance._transfer
+  - imageferry.glance._controller
   - imageferry.glance._attributes
   - ansible.builtin.files
 attributes:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) imageferry.glance contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -455,7 +454,7 @@ class Identity:
             "identity": {"methods": ["password"], "password": {"user": user}},
             "scope": {"project": {"name": ADMIN.project, "domain": domain}},
         }
-        _, self.token = self.call("POST", "/auth/tokens", {"auth": auth})
+        _answer, self.token = self.call("POST", "/auth/tokens", {"auth": auth})
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[Any, str]:
         """Send a request. Returns the answer's JSON and the token in its header, if there is one."""
@@ -475,10 +474,10 @@ class Identity:
 
     def ensure(self, kind: str, name: str, **attributes: str) -> str:
         """The id of the user, project, role or service of that name, which is created if there is none."""
-        found, _ = self.call("GET", f"/{kind}s?name={name}")
+        found, _token = self.call("GET", f"/{kind}s?name={name}")
         if found[f"{kind}s"]:
             return str(found[f"{kind}s"][0]["id"])
-        created, _ = self.call("POST", f"/{kind}s", {kind: {"name": name, **attributes}})
+        created, _token = self.call("POST", f"/{kind}s", {kind: {"name": name, **attributes}})
         return str(created[kind]["id"])
 
     def ensure_user(self, user: User) -> None:
@@ -491,7 +490,7 @@ class Identity:
     def ensure_service(self, name: str, kind: str, url: str) -> None:
         """Enter a service in the catalogue, or its address of today where it had another one."""
         service_id = self.ensure("service", name, type=kind)
-        found, _ = self.call("GET", f"/endpoints?service_id={service_id}")
+        found, _token = self.call("GET", f"/endpoints?service_id={service_id}")
         known = {endpoint["interface"]: endpoint for endpoint in found["endpoints"]}
         for interface in ("public", "internal", "admin"):
             endpoint = {"service_id": service_id, "interface": interface, "url": url, "region_id": REGION}

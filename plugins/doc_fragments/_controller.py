@@ -1,0 +1,22 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  _image:
+    description: For this collection's own use. The image, as Glance describes it to the controller.
+    type: dict
+  _token:
+    description: For this collection's own use. The short-lived token that the controller hands to the host.
+    type: str
+  _ca_data:
+    description: For this collection's own use. The certificates that the controller trusts this cloud by.
+    type: str
+  _transfer_id:
+    description: For this collection's own use. Names the transfer that the controller watches.
+    type: str
+"""
