@@ -33,6 +33,9 @@ hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with Python
 cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
 	@$(CLOUD_VENV)/bin/python tests/cloud/embedded_cloud.py start
 
+docs: venv tree  ## Write the parts of the documentation that are made from the code
+	PYTHONPATH=$(CACHE)/collections $(VENV)/bin/python docs/list_errors.py
+
 clean:  ## Remove what make has set up in this clone
 	rm -rf $(CACHE)
 
@@ -57,4 +60,4 @@ tree:
 	@mkdir -p $(dir $(TREE))
 	@ln -sfn $(CURDIR) $(TREE)
 
-.PHONY: help test lint sanity hosts cloud clean packages setup venv cloud-venv newest-venv host39-venv tree
+.PHONY: help test lint sanity hosts cloud docs clean packages setup venv cloud-venv newest-venv host39-venv tree

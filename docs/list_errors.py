@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes docs/docsite/rst/errors.rst, the list of all errors, from the classes in plugins/module_utils/_errors.py.
 
-    make docs
+``make docs`` runs it.
 """
 
 from __future__ import annotations

@@ -37,9 +37,7 @@ class ActionModule(FerryAction):
     def work(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         params = self.options(_SPEC, **IMPORT_RULES)
         # What a user writes into a private option has no effect: only this plugin sets them.
-        arguments = {
-            name: params[name] for name in _FOR_HOST if params[name] is not None and not name.startswith("_")
-        }
+        arguments = {name: params[name] for name in _FOR_HOST if params[name] is not None and not name.startswith("_")}
         if params["url"]:
             name = posixpath.basename(urllib.parse.urlsplit(params["url"]).path)
             return self._carry(arguments, task_vars, None, None, params["progress"] and name)

@@ -110,7 +110,8 @@ def _matches(image: Image, wanted: t.Mapping[str, t.Any]) -> bool:
     if wanted["name"] and not fnmatch.fnmatchcase(name, wanted["name"]):
         return False
     return all(
-        not wanted[f"{date}_before"] or image[f"{date}_at"] <= wanted[f"{date}_before"] for date in ("created", "updated")
+        not wanted[f"{date}_before"] or image[f"{date}_at"] <= wanted[f"{date}_before"]
+        for date in ("created", "updated")
     )
 
 

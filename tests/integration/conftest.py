@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import openstack as openstacksdk
 import pytest
 import yaml
 
@@ -53,11 +54,19 @@ def disk_files(tmp_path_factory):
 def images(cloud, disk_files):
     """The files of the images in Glance, by name."""
     raw, qcow2 = disk_files["disk-raw"], disk_files["disk-qcow2"]
-    upload(cloud, "disk-raw", raw, "raw")
+    upload(cloud, "disk-raw", raw, "raw", "--tag", "golden", "--property", "os_distro=debian", "--private")
     for name in ("disk-qcow2", "twice", "twice"):
         upload(cloud, name, qcow2, "qcow2")
     upload(cloud, "a-lie", qcow2, "raw")
+    connect(cloud).image.post("/images", json={"name": "unfinished"})
     return disk_files
+
+
+def connect(cloud, user="demo"):
+    """A session of openstacksdk."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OS_CLIENT_CONFIG_FILE", str(cloud.clouds_yaml))
+        return openstacksdk.connect(cloud=user)
 
 
 def openstack(cloud, *arguments, user="demo"):

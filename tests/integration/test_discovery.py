@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from conftest import MIB, Playbook, connect, openstack
 
 
 def names(result):
@@ -22,7 +25,21 @@ def names(result):
         ("size_min: 64MiB", ["disk-raw"]),
         ("status: [queued]", []),
         ("tags: [none-has-it]", []),
+        ("tags: [golden]", ["disk-raw"]),
+        ("tags: [golden, none-has-it]", []),
         ("properties: {os_distro: none}", []),
+        ("properties: {os_distro: debian}", ["disk-raw"]),
+        ("visibility: private", ["disk-raw"]),
+        ("visibility: public", []),
+        ("owner: 00000000000000000000000000000000", []),
+        ("size_max: 32MiB\ndisk_format: [raw]", ["a-lie"]),
+        ("created_after: '2020-01-01T00:00:00Z'\nname: disk-*", ["disk-qcow2", "disk-raw"]),
+        ("created_before: '2020-01-01T00:00:00Z'", []),
+        ("updated_after: '2099-01-01T00:00:00Z'", []),
+        ("updated_before: '2099-01-01T00:00:00Z'\nname: disk-raw", ["disk-raw"]),
+        ("status: []\ndisk_format: []\nname: unfinished", ["unfinished"]),
+        ("image: disk-raw", ["disk-raw"]),
+        ("image: nowhere", []),
     ],
 )
 def test_images_are_found(find_images, options, found):
@@ -43,6 +60,43 @@ def test_headers_are_read_only_where_asked(find_images, cloud):
         "reason": "The image is declared to be raw, but its content is qcow2.",
     }
     assert read["disk-qcow2"]["virtual_size"] == 64 * 1024**2
+
+
+def test_glances_own_fields_are_unchanged(find_images, cloud):
+    (found,) = find_images("cloud: demo\nname: disk-raw")["glance_images"]
+    told = json.loads(openstack(cloud, "image", "show", "-f", "json", found["id"]))
+    for field in ("id", "checksum", "created_at", "disk_format", "min_disk", "owner", "size", "status", "visibility"):
+        assert found[field] == told[field]
+    assert found["os_distro"] == "debian" and found["tags"] == ["golden"]
+    assert (found["virtual_size"], found["virtual_size_source"], found["supported"]) == (64 * MIB, "glance", True)
+    assert names(find_images(f"cloud: demo\nimage: {found['id']}")) == ["disk-raw"]
+
+
+def test_what_cannot_be_asked_is_said(find_images):
+    assert find_images("cloud: demo\nsize_min: 3 parsecs")["error"] == "invalid_option"
+    assert find_images("cloud: demo\nsort: ['colour:asc']")["error"] == "cloud_error"
+
+
+def test_pages_have_no_end(tmp_path, cloud):
+    """More images than a page of Glance's holds, in few requests."""
+    connection = connect(cloud, "alt")
+    for number in range(450):
+        connection.image.post("/images", json={"name": f"many-{number:03}"})
+    before = len(cloud.glance_access_log.read_text().splitlines())
+    find = Playbook(tmp_path / "play", cloud)
+    found = find("cloud: alt\nstatus: [queued]\ndisk_format: []\nname: many-*", module="glance_image_info")
+    assert names(found) == [f"many-{number:03}" for number in range(450)]
+    assert len(cloud.glance_access_log.read_text().splitlines()) - before <= 5
+
+
+def test_many_hosts_ask_once(import_image, cloud):
+    logs = (cloud.glance_access_log, cloud.keystone_access_log)
+    before = [len(log.read_text().splitlines()) for log in logs]
+    found = import_image("cloud: demo", module="glance_image_info", hosts=50)
+    assert len(found) == 50 and all(len(result["glance_images"]) == 5 for result in found.values())
+    asked = [len(log.read_text().splitlines()) - count for log, count in zip(logs, before)]
+    # Glance asks Keystone about the token, too.
+    assert asked[0] <= 3 and asked[1] <= 4, asked
 
 
 def test_facts_are_facts(import_image):
