@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
@@ -94,6 +95,7 @@ class Cloud:
             "roles": sorted(access.role_names),
         }
 
+    @functools.cached_property
     def endpoint(self) -> dict[str, t.Any]:
         """The image service that the catalogue names: C(url), C(api_version), C(region), C(interface).
 
@@ -108,7 +110,7 @@ class Cloud:
 
     def image_url(self, path: str) -> str:
         """The address of C(path) in Glance, for a client other than this session."""
-        base = self.endpoint()["url"].rstrip("/")
+        base = self.endpoint["url"].rstrip("/")
         return f"{base if base.endswith('/v2') else base + '/v2'}{path}"
 
     def ask(self, method: str, path: str, **options: t.Any) -> t.Any:

@@ -20,7 +20,7 @@ def describe_provider(cloud: Cloud) -> dict[str, t.Any]:
     schema = _optional(cloud, "/schemas/image").get("properties", {})
     stores = _optional(cloud, "/info/stores").get("stores", [])
     return {
-        **cloud.endpoint(),
+        **cloud.endpoint,
         **cloud.identity(),
         "validate_certs": cloud.verifies,
         "stores": [{**store, "default": store.get("default") == "true"} for store in stores],

@@ -100,6 +100,9 @@ class Playbook:
         self.environment = {
             **os.environ,
             "HOME": str(self.home),
+            # Ansible looks up the home of a local host's user, whatever HOME says.
+            "ANSIBLE_ASYNC_DIR": str(self.home / ".ansible_async"),
+            "ANSIBLE_REMOTE_TMP": str(self.home / ".ansible" / "tmp"),
             "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml),
             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
             "ANSIBLE_FORKS": "10",

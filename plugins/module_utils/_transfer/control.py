@@ -14,6 +14,8 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 import typing as t
 
@@ -42,18 +44,24 @@ class SilentControl:
 class Control:
     """The transfer's side of C(folder); only its user can look into it.
 
-    The lock on its file C(alive) is held as long as the transfer's process lives.
+    The lock on its file C(alive) is held as long as the transfer's process lives. A thread keeps the state up to date,
+    so that it can be read while the transfer waits for bytes, and interrupts the transfer when nobody reads it.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._written = 0.0
         self._state: dict[str, t.Any] = {"position": 0, "size": None, "wants_token": False}
+        self._unseen = 0.0
+        self._writing = threading.Lock()
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._alive = open(os.path.join(folder, "alive"), "w", encoding="utf-8")  # noqa: SIM115 - open until the end
+        self._alive = open(self._path("alive"), "w", encoding="utf-8")  # noqa: SIM115 - open until the end
         fcntl.flock(self._alive, fcntl.LOCK_EX)
-        self._touch_watched()
-        self._write()
+        with open(self._path("watched"), "w", encoding="utf-8"):
+            pass
+        signal.signal(signal.SIGUSR1, self._give_up)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
 
     @property
     def tokens(self) -> Control:
@@ -61,30 +69,21 @@ class Control:
         return self
 
     def advance(self, position: int, size: int | None) -> None:
-        """Tells how many bytes have arrived; written down twice a second.
-
-        :raises Abandoned: nobody has looked for L(ABANDONED_AFTER) seconds.
-        """
+        """Tells how many bytes have arrived."""
         self._state.update(position=position, size=size)
-        if time.monotonic() - self._written >= _INTERVAL:
-            self._write()
-            self._check_watched()
 
     def renew(self) -> str:
         """Asks for a new token and waits for it.
 
         :raises TokenExpired: nobody brought one in time, or there is none.
         """
-        path = os.path.join(self._folder, "token")
         self._state["wants_token"] = True
-        self._write()
         token, deadline = None, time.monotonic() + _RENEWAL_TIMEOUT
         while token is None and time.monotonic() < deadline:
-            self._check_watched()
             time.sleep(_POLL)
-            with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+            with contextlib.suppress(FileNotFoundError), open(self._path("token"), encoding="utf-8") as file:
                 token = file.read()
-                os.unlink(path)
+                os.unlink(self._path("token"))
         self._state["wants_token"] = False
         self._write()
         if not token:
@@ -93,22 +92,33 @@ class Control:
 
     def close(self) -> None:
         """Removes the folder."""
+        self._ended.set()
+        self._thread.join()
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._alive.close()
 
-    def _touch_watched(self) -> None:
-        with open(os.path.join(self._folder, "watched"), "w", encoding="utf-8"):
-            pass
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
 
-    def _check_watched(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            unseen = time.time() - os.stat(os.path.join(self._folder, "watched")).st_mtime
-            if unseen > ABANDONED_AFTER:
-                raise Abandoned(f"The controller has not asked for this transfer for {unseen:.0f} seconds.")
+    def _tell(self) -> None:
+        while True:
+            self._write()
+            with contextlib.suppress(FileNotFoundError):
+                self._unseen = time.time() - os.stat(self._path("watched")).st_mtime
+            if self._unseen > ABANDONED_AFTER:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                return
+            if self._ended.wait(_INTERVAL):
+                return
+
+    def _give_up(self, _signal: int, _frame: t.Any) -> None:
+        """Interrupts whatever the transfer does, a read that waits for bytes included."""
+        raise Abandoned(f"The controller has not asked for this transfer for {self._unseen:.0f} seconds.")
 
     def _write(self) -> None:
-        _write_private(os.path.join(self._folder, "progress.json"), json.dumps(self._state))
-        self._written = time.monotonic()
+        with self._writing:
+            _write_private(self._path("progress.json"), json.dumps(self._state))
 
 
 class Watch:
