@@ -16,19 +16,18 @@ help:  ## Show what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: packages  ## Set up everything and run all checks and tests
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=none setup
+	@$(MAKE) --no-print-directory --jobs=2 setup
 	@$(MAKE) --no-print-directory lint hosts
-	$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks tests/unit tests/integration
+	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks tests/unit tests/integration
 
 lint: venv tree  ## Check style, types, Ansible's rules, documentation and changelog
 	@$(IN_TREE) tests/checks/lint $(VENV)
 
 sanity: venv newest-venv tree  ## Run ansible-test's sanity tests with the oldest and the newest ansible-core
-	$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks
+	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks
 
-# Tests of what runs on the controller, or needs a newer ansible-core, are none of an old host's.
-hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with Python 3.9, the oldest that hosts may have
-	$(IN_TREE) tests/checks/host39 $(IMAGEFERRY_HOST39_VENV)
+hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with the oldest Python of a host, 3.9
+	@$(IN_TREE) tests/checks/host39 $(IMAGEFERRY_HOST39_VENV)
 
 cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
 	@$(CLOUD_VENV)/bin/python tests/cloud/embedded_cloud.py start

@@ -72,7 +72,10 @@ def copy_collection(destination):
 
 
 def provide_pip(home):
-    """Puts this machine's own pip where ansible-test looks before it downloads one from outside the package index."""
+    """Puts this machine's own pip where ansible-test looks before it downloads one from outside the package index.
+
+    The names hold the version of pip that ansible-core 2.19 and 2.21 ask for; the next ansible-core has another.
+    """
     cache = home / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     for version in ("24_2", "25_2"):
