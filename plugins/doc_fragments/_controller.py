@@ -16,7 +16,7 @@ options:
   _ca_data:
     description: For this collection's own use. The certificates that the controller trusts this cloud by.
     type: str
-  _transfer_id:
-    description: For this collection's own use. Names the transfer that the controller watches.
-    type: str
+  _transfer:
+    description: For this collection's own use. The folder through which the controller watches the transfer.
+    type: path
 """
