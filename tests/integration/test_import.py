@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
+import hashlib
 import os
+import pwd
+import sqlite3
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
+import yaml
+from conftest import Playbook, running_cloud, upload
+from faulty_proxy import FileServer
 
 
 @pytest.mark.parametrize("name", ["disk-raw", "disk-qcow2"])
@@ -109,3 +119,137 @@ def test_two_imports_to_one_path_agree(import_image, images, tmp_path):
     outcomes = import_image(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume", hosts=3)
     assert sorted(outcome["changed"] for outcome in outcomes.values()) == [False, False, True]
     assert subprocess.run(["cmp", images["disk-raw"], tmp_path / "volume"], check=False).returncode == 0
+
+
+@pytest.fixture
+def web_server(images):
+    server = FileServer(images["disk-raw"].parent)
+    yield server
+    server.stop()
+
+
+def sha512(path):
+    return hashlib.sha512(path.read_bytes()).hexdigest()
+
+
+def test_any_http_server_will_do(import_image, web_server, images, tmp_path):
+    task = (
+        f"url: {web_server.url('/disk.qcow2')}?signature=secret-query\nsource_format: qcow2\npath: {tmp_path}/volume\n"
+        f"checksum: sha512:{sha512(images['disk-qcow2'])}\nheaders: {{X-Key: secret-header}}"
+    )
+    assert import_image(task, "--check")["changed"]
+    result = import_image(task, "-vvvv", "--diff")
+    assert result["changed"] and (tmp_path / "volume").read_bytes() == images["disk-qcow2"].read_bytes()
+    assert result["image"]["url"] == web_server.url("/disk.qcow2")
+    assert "secret-header" not in import_image.output
+    again = import_image(task)
+    assert not again["changed"] and again["volume"]["provenance"]["source"] == web_server.url("/disk.qcow2")
+
+
+def test_a_list_of_hashes_will_do_as_a_checksum(import_image, web_server, images, tmp_path):
+    (web_server.folder / "SHA512SUMS").write_text(f"{sha512(images['disk-qcow2'])}  disk.qcow2\n")
+    task = f"url: {web_server.url('/disk.qcow2')}\nsource_format: qcow2\npath: {tmp_path}/volume\n"
+    assert import_image(f"{task}checksum: sha512:{web_server.url('/SHA512SUMS')}")["changed"]
+
+    (web_server.folder / "SHA512SUMS").write_text(f"{sha512(images['disk-qcow2'])}  other.qcow2\n")
+    result = import_image(f"{task}checksum: sha512:{web_server.url('/SHA512SUMS')}\noverwrite: always")
+    assert result["error"] == "unverifiable"
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("checksum: sha512:" + "0" * 128, "checksum_mismatch"),
+        ("", "unverifiable"),
+        ("checksum: sha512:" + "0" * 128 + "\nimage: disk-raw", "invalid_option"),
+        ("checksum: what", "invalid_option"),
+        ("allow_unverified: true\nsource_format: raw", "format_mismatch"),
+        ("allow_unverified: true\nsource_format: iso", "format_mismatch"),
+        ("allow_unverified: true\nurl: ftp://127.0.0.1/disk.qcow2", "invalid_option"),
+    ],
+)
+def test_what_a_web_server_offers_is_not_trusted(import_image, web_server, tmp_path, options, error):
+    chosen = {"url": web_server.url("/disk.qcow2"), "source_format": "qcow2", "path": f"{tmp_path}/volume"}
+    chosen.update(yaml.safe_load(options) or {})
+    result = import_image(yaml.safe_dump(chosen))
+    assert result["failed"] and result["error"] == error, result
+    assert os.listdir(tmp_path) == ["play"]
+
+
+def test_an_unverified_image_is_carried_when_allowed(import_image, web_server, images, tmp_path):
+    task = (
+        f"url: {web_server.url('/disk.qcow2')}\nsource_format: qcow2\npath: {tmp_path}/volume\nallow_unverified: true"
+    )
+    result = import_image(task)
+    assert result["changed"] and result["volume"]["provenance"]["hash_value"] is None
+    assert not import_image(task)["changed"]
+
+
+def test_an_image_with_md5_alone_is_verified_by_it(import_image, cloud, images, tmp_path):
+    """As older releases of Glance left them."""
+    image_id = upload(cloud, "with-md5", images["disk-qcow2"], "qcow2")
+    database(cloud, "UPDATE images SET os_hash_algo = NULL, os_hash_value = NULL WHERE id = ?", image_id)
+    result = import_image(f"cloud: demo\nimage: with-md5\npath: {tmp_path}/volume")
+    assert result["changed"] and result["volume"]["provenance"]["hash_algo"] == "md5"
+
+    database(cloud, "UPDATE images SET checksum = ? WHERE id = ?", "0" * 32, image_id)
+    result = import_image(f"cloud: demo\nimage: with-md5\npath: {tmp_path}/other")
+    assert result["error"] == "checksum_mismatch" and not (tmp_path / "other").exists()
+
+    database(cloud, "UPDATE images SET checksum = NULL WHERE id = ?", image_id)
+    task = f"cloud: demo\nimage: with-md5\npath: {tmp_path}/other"
+    assert import_image(task)["error"] == "unverifiable"
+    assert import_image(task + "\nallow_unverified: true")["changed"]
+
+
+def database(cloud, statement, *values):
+    with contextlib.closing(sqlite3.connect(cloud.glance.folder / "glance.db", timeout=20)) as connection:
+        connection.execute(statement, values)
+        connection.commit()
+
+
+def test_an_iso_is_carried_as_it_is(import_image, cloud, tmp_path):
+    iso = Path("/usr/lib/ipxe/ipxe.iso")
+    upload(cloud, "an-iso", iso, "iso")
+    result = import_image(f"cloud: demo\nimage: an-iso\npath: {tmp_path}/boot.iso\nformat: iso")
+    assert result["changed"] and (tmp_path / "boot.iso").read_bytes() == iso.read_bytes()
+    assert result["volume"]["format"] == "iso"
+
+
+def test_attributes_are_those_of_any_file(import_image, tmp_path):
+    task = f"cloud: demo\nimage: disk-qcow2\npath: {tmp_path}/volume\nowner: nobody\ngroup: nogroup\n"
+    result = import_image(task + "mode: u=rw,go=")
+    status = os.stat(tmp_path / "volume")
+    assert (status.st_mode & 0o777, result["changed"]) == (0o600, True)
+    assert (pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name) == ("nobody", "nogroup")
+
+    predicted = import_image(task + "mode: '0640'", "--check", "--diff")
+    assert predicted["changed"] and os.stat(tmp_path / "volume").st_mode & 0o777 == 0o600
+    changed = import_image(task + "mode: '0640'", "--diff")
+    assert changed["changed"] and changed["diff"] == predicted["diff"]
+    assert changed["diff"]["after"]["mode"] == "0640" and "transfer" not in changed
+    assert not import_image(task + "mode: '0640'")["changed"]
+
+
+def test_an_image_that_changed_is_another_image(import_image, cloud, images, tmp_path):
+    for name in ("disk-qcow2", "disk-raw"):
+        upload(cloud, "moving", images[name], images[name].suffix[1:])
+        task = f"cloud: demo\nimage: moving\nlatest: true\npath: {tmp_path}/volume\noverwrite: different"
+        result = import_image(task, "--diff")
+        assert result["changed"] and (tmp_path / "volume").read_bytes() == images[name].read_bytes()
+        time.sleep(1)  # Glance's dates have seconds
+    assert result["diff"]["before"]["format"] == "qcow2" and result["diff"]["after"]["format"] == "raw"
+    assert result["msg"].startswith("Replaced")
+
+
+def test_tls_is_checked_by_the_host_too(tmp_path, disk_files):
+    with running_cloud(tmp_path / "cloud", tls=True) as cloud:
+        upload(cloud, "disk", disk_files["disk-qcow2"], "qcow2")
+        run = Playbook(tmp_path / "play", cloud)
+        task = f"cloud: demo\nimage: disk\npath: {tmp_path}/volume"
+        assert run(task)["changed"]
+        assert (
+            run(task + "\noverwrite: always\nca_cert: /etc/ssl/certs/ca-certificates.crt")["error"] == "tls_untrusted"
+        )
+        plain = f"url: {cloud.image_url}/\nsource_format: raw\nallow_unverified: true\npath: {tmp_path}/other"
+        assert run(plain)["error"] == "tls_untrusted"

@@ -31,7 +31,7 @@ def test_the_list_in_the_documentation_is_the_list():
 def test_an_error_survives_its_way_to_another_process():
     sent = AmbiguousImage("Two are called so.", candidates=[{"id": "1"}])
     received = FerryError.from_dict(sent.to_dict())
-    assert type(received) is AmbiguousImage and received.result() == sent.result()
+    assert isinstance(received, AmbiguousImage) and received.result() == sent.result()
     assert received.result()["candidates"] == [{"id": "1"}] and received.result()["error"] == "image_ambiguous"
 
 
