@@ -20,7 +20,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ConnectionRefused,
     ConnectionTimedOut,
     FerryError,
-    ImageChanged,
     ImageNotFound,
     ImageNotReady,
     InvalidOption,
@@ -79,15 +78,7 @@ class HttpOptions:
 
 
 class StartOver(Exception):
-    """The server cannot continue where the last connection broke off: only a whole new body will do.
-
-    :param reason: why, to follow "failed after so many bytes: ".
-    :param failure: the error that it is once there were enough of them.
-    """
-
-    def __init__(self, reason: str, failure: type[FerryError] = TransferFailed) -> None:
-        super().__init__(reason)
-        self.failure = failure
+    """The server cannot continue where the last connection broke off: only a whole new body will do."""
 
 
 class _Lost(Exception):
@@ -97,9 +88,7 @@ class _Lost(Exception):
     :param pause: the seconds that the server wants to be left alone.
     """
 
-    def __init__(
-        self, reason: str, failure: type[FerryError] = TransferFailed, pause: float | None = None
-    ) -> None:
+    def __init__(self, reason: str, failure: type[FerryError] = TransferFailed, pause: float | None = None) -> None:
         super().__init__(reason)
         self.failure = failure
         self.pause = pause
@@ -163,6 +152,8 @@ class HttpSource:
         self._failed_at = 0
         self._ranges_work = True
         self._session = requests.Session()
+        # requests would read the body of a redirect to its end, in memory, though it is told not to follow.
+        self._session.resolve_redirects = lambda *_args, **_kwargs: iter(())  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Ends the connection."""
@@ -178,7 +169,7 @@ class HttpSource:
         if self.restarts >= self._options.retries:
             if isinstance(why, FerryError):
                 raise why
-            raise why.failure(
+            raise TransferFailed(
                 f"{public_url(self.url)} failed after {self.position} bytes and {self.restarts} fresh starts: {why}."
             )
         self.restarts += 1
@@ -367,7 +358,7 @@ class HttpSource:
             raise _refusal(status, response.reason, public_url(self.url))
         entity = (response.headers.get("ETag"), response.headers.get("Last-Modified"))
         if self.position and self._entity != entity:
-            raise StartOver("the object was replaced by another meanwhile", ImageChanged)
+            raise StartOver("the object was replaced by another meanwhile")
         self._entity = entity
 
     def _check_range(self, response: requests.Response) -> None:
@@ -376,7 +367,7 @@ class HttpSource:
         if match is None or int(match[1]) != self.position:
             raise StartOver("the server sent another part than was asked for")
         if match[3] != "*" and self.size is not None and int(match[3]) != self.size:
-            raise StartOver(f"the object was {self.size} bytes, and now is {match[3]}", ImageChanged)
+            raise StartOver(f"the object was {self.size} bytes, and now is {match[3]}")
         length = _number(response.headers.get("Content-Length"))
         claimed = int(match[2]) - int(match[1]) + 1
         if claimed < 1 or length not in (None, claimed) or (self.size or claimed) < self.position + claimed:
