@@ -11,6 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import SilentControl
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import receive
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
+
+from .conftest import CLOUD_VENV
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from faulty_proxy import Fault, FaultyProxy, FileServer  # noqa: E402
@@ -108,6 +115,31 @@ def test_a_hostile_qcow2_of_a_right_hash_is_refused(import_image, proxy, images,
     assert import_image(task + "source_format: qcow2")["error"] == "unsafe_image"
     assert import_image(task + "source_format: raw")["error"] == "format_mismatch"
     assert is_untouched(tmp_path)
+
+
+def test_a_real_glance_continues_after_a_cut_and_a_renewed_token(cloud, images, tmp_path):
+    token = openstack(cloud, "token", "issue", "-c", "id")
+    image = openstack(cloud, "image", "show", "disk-raw", "-c", "id")
+    proxy = FaultyProxy(cloud.image_url)
+    supply = type("Tokens", (), {"renew": lambda self: token})()
+    options = HttpOptions(token="an expired one", tokens=supply)
+    source = HttpSource(proxy.url(f"/v2/images/{image}/file"), images["disk-raw"].stat().st_size, options)
+    digest = Digest("sha512", hashlib.sha512(images["disk-raw"].read_bytes()).hexdigest())
+    try:
+        proxy.programme(Fault(), Fault(cut=20 * MIB))  # the first is Glance's own 401
+        with open(tmp_path / "disk", "w+b") as file:
+            received = receive(source, SparseWriter(file.fileno()), digest, lambda *_: None, SilentControl())
+    finally:
+        source.close()
+        proxy.stop()
+    assert (received.reconnects, received.restarts) == (1, 0)
+    assert [seen.headers.get("range") for seen in proxy.gets] == [None, None, f"bytes={20 * MIB}-"]
+
+
+def openstack(cloud, *command):
+    program = [CLOUD_VENV / "bin" / "openstack", "--os-cloud", "demo", *command, "-f", "value"]
+    environment = {**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml)}
+    return subprocess.run(program, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_nothing_listens_there(import_image, task, tmp_path, proxy):

@@ -77,6 +77,7 @@ def test_a_redirect_to_another_port_gets_no_secret(fetch, proxy, other_proxy, co
     url = proxy.url("/image").replace("//", "//user:secret@")
     fetch(url, headers={"X-Key": "secret", "Authorization": "secret", "Cookie": "secret"})
     assert len(other_proxy.seen) == 1 and "secret" not in repr(other_proxy.seen)
+    assert not {"authorization", "cookie", "x-key"} & set(other_proxy.seen[0].headers)
 
 
 def test_a_redirect_of_a_token_to_another_port_or_host_is_refused(fetch, proxy, other_proxy):
