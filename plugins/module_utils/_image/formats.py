@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import typing as t
 
@@ -26,13 +27,21 @@ _MAGICS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "qcow2": (0, (b"QFI\xfb",)),
     "qed": (0, (b"QED\0",)),
     "vmdk": (0, (b"KDMV", b"COWD", b"# Disk DescriptorFile")),
+    "ploop": (0, (b"WithoutFreeSpace", b"WithouFreSpacExt")),
     "vhd": (0, (b"conectix",)),
     "vhdx": (0, (b"vhdxfile",)),
     "vdi": (0x40, (b"\x7f\x10\xda\xbe",)),
     "luks": (0, (b"LUKS\xba\xbe",)),
+    "gzip": (0, (b"\x1f\x8b\x08",)),
+    "xz": (0, (b"\xfd7zXZ\0",)),
+    "zstd": (0, (b"\x28\xb5\x2f\xfd",)),
+    "bzip2": (0, tuple(b"BZh%d1AY&SY" % level for level in range(1, 10))),
     "iso": (0x8001, (b"CD001", b"NSR02", b"NSR03", b"BEA01")),
 }
 _OPAQUE = {"iso", "luks"}  # what a raw disk may hold: nobody opens it by these signs
+_COMPRESSED = {"gzip", "xz", "zstd", "bzip2"}
+# qemu takes a text for a VMDK's descriptor, which names other files, also when comments and blank lines come first.
+_VMDK_TEXT = re.compile(rb"(?:#[^\n]*\n|[ \r]*\n)*version=[123]\r?\n")
 
 _DESCRIPTOR, _SPACE_SIZE, _BLOCK_SIZE = 0x8000, struct.Struct("<I"), struct.Struct("<H")
 
@@ -42,7 +51,7 @@ def detect(head: bytes) -> str:
     for name, (offset, magics) in _MAGICS.items():
         if head.startswith(magics, offset):
             return name
-    return "raw"
+    return "vmdk" if _VMDK_TEXT.match(head) else "raw"
 
 
 class ImageFacts(t.NamedTuple):
@@ -68,7 +77,10 @@ def check_head(head: bytes, declared: str, size: int | None, max_virtual_size: i
         raise UnsupportedFormat(f"The disk format {declared} is not carried; {', '.join(FORMATS)} are.")
     found = detect(head)
     if found != declared and not (declared == "raw" and found in _OPAQUE):
-        raise FormatMismatch(f"The image is declared to be {declared}, but its content is {found}.")
+        raise FormatMismatch(
+            f"The image is declared to be {declared}, but its content is {found}.",
+            "Decompress it, and serve or upload it again." if found in _COMPRESSED else None,
+        )
     facts = ImageFacts(declared, size)
     if declared == "qcow2":
         header = Qcow2Header.parse(head)

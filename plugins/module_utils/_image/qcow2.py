@@ -8,7 +8,10 @@ Fields and bits are those of docs/interop/qcow2.rst in QEMU's sources.
 
 from __future__ import annotations
 
+import array
+import os
 import struct
+import sys
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
@@ -29,6 +32,10 @@ _END, _DATA_FILE = 0, 0x44415441
 _DIRTY, _CORRUPT, _EXTERNAL_DATA, _COMPRESSION_TYPE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAX_L1_BYTES = 32 * 1024**2  # QCOW_MAX_L1_SIZE of block/qcow2.h
 _MAX_REFCOUNT_TABLE_BYTES = 8 * 1024**2  # QCOW_MAX_REFTABLE_SIZE
+_MAX_REFCOUNT_ORDER = 6
+_MAX_SNAPSHOTS, _SNAPSHOT_SIZE = 256, 40  # qemu allows 65536; an entry of its table is at least so many bytes
+_OFFSET_MASK = 0x00FFFFFFFFFFFE00  # the bits of an L1 or refcount table's entry that are an offset
+_PIECE = 1 << 20
 
 
 class Qcow2Header(t.NamedTuple):
@@ -43,7 +50,11 @@ class Qcow2Header(t.NamedTuple):
     l1_table_offset: int
     refcount_table_offset: int
     refcount_table_clusters: int
+    snapshots: int
+    snapshots_offset: int
     incompatible_features: int
+    refcount_order: int
+    header_length: int
     extensions: tuple[int, ...]
 
     @classmethod
@@ -55,18 +66,21 @@ class Qcow2Header(t.NamedTuple):
         if len(head) < HEADER_SIZE or not head.startswith(MAGIC):
             raise DamagedImage("The image has no whole qcow2 header.")
         (_magic, version, backing, _backing_length, cluster_bits, size, crypt, l1_size, l1_offset, refcount_offset,
-         refcount_clusters, _snapshots, _snapshots_offset) = _V2.unpack_from(head)  # fmt: skip
-        features, extensions_at = 0, HEADER_SIZE
+         refcount_clusters, snapshots, snapshots_offset) = _V2.unpack_from(head)  # fmt: skip
+        features, refcount_order, header_length = 0, 4, HEADER_SIZE
         if version >= 3:
             if len(head) < HEADER_SIZE + _V3.size:
                 raise DamagedImage("The image ends within its qcow2 header.")
-            features, _compatible, _autoclear, _refcount_order, extensions_at = _V3.unpack_from(head, HEADER_SIZE)
-        extensions = tuple(_extension_types(head, extensions_at))
-        return cls(version, backing, cluster_bits, size, crypt, l1_size, l1_offset, refcount_offset,
-                   refcount_clusters, features, extensions)  # fmt: skip
+            features, _compatible, _autoclear, refcount_order, header_length = _V3.unpack_from(head, HEADER_SIZE)
+        first_cluster = head[: 1 << min(cluster_bits, 16)]
+        return cls(version, backing, cluster_bits, size, crypt, l1_size, l1_offset, refcount_offset, refcount_clusters,
+                   snapshots, snapshots_offset, features, refcount_order, header_length,
+                   tuple(_extension_types(first_cluster, header_length)))  # fmt: skip
 
     def check(self, file_size: int | None) -> None:
         """Refuses what must not be opened by anybody.
+
+        Internal snapshots are allowed, up to a number: they refer to nothing outside, and come along as they are.
 
         :param file_size: of the whole image, None while it is unknown.
         :raises UnsafeImage: it refers to other files, or needs features that we do not know.
@@ -77,7 +91,10 @@ class Qcow2Header(t.NamedTuple):
         if self.crypt_method:
             raise UnsupportedFormat("The image is an encrypted qcow2.", "Decrypt it with 'qemu-img convert' first.")
         if self.incompatible_features & (_DIRTY | _CORRUPT):
-            raise DamagedImage("The qcow2 is marked as not closed properly, or as corrupt.")
+            raise DamagedImage(
+                "The qcow2 is marked as not closed properly, or as corrupt.",
+                "Repair its source with 'qemu-img check -r all', and upload it again.",
+            )
         self._check_geometry(file_size)
 
     def _check_references(self) -> None:
@@ -95,6 +112,9 @@ class Qcow2Header(t.NamedTuple):
         if not 9 <= self.cluster_bits <= 21:
             raise DamagedImage(f"The qcow2's clusters of 2^{self.cluster_bits} bytes are impossible.")
         cluster = 1 << self.cluster_bits
+        smallest = HEADER_SIZE if self.version == 2 else HEADER_SIZE + _V3.size
+        if not smallest <= self.header_length <= min(cluster, 1 << 16) or self.refcount_order > _MAX_REFCOUNT_ORDER:
+            raise DamagedImage("The qcow2's header is of an impossible length, or its refcounts are.")
         needed_l1 = -(-self.virtual_size // (cluster * (cluster // 8)))
         if self.l1_size < needed_l1 or self.l1_size * 8 > _MAX_L1_BYTES:
             raise DamagedImage(f"The qcow2's L1 table of {self.l1_size} entries does not fit its virtual size.")
@@ -102,19 +122,54 @@ class Qcow2Header(t.NamedTuple):
             ("L1 table", self.l1_table_offset, self.l1_size * 8),
             ("refcount table", self.refcount_table_offset, self.refcount_table_clusters * cluster),
         ]
-        if tables[1][2] > _MAX_REFCOUNT_TABLE_BYTES:
-            raise DamagedImage("The qcow2's refcount table is larger than QEMU allows.")
+        if not 0 < tables[1][2] <= _MAX_REFCOUNT_TABLE_BYTES:
+            raise DamagedImage("The qcow2 has no refcount table, or one that is larger than QEMU allows.")
+        if self.snapshots > _MAX_SNAPSHOTS:
+            raise UnsafeImage(f"The qcow2 has {self.snapshots} internal snapshots, more than {_MAX_SNAPSHOTS}.")
+        if self.snapshots:
+            tables.append(("snapshot table", self.snapshots_offset, self.snapshots * _SNAPSHOT_SIZE))
         for name, offset, length in tables:
             outside = file_size is not None and offset + length > file_size
             if length and (offset < cluster or offset % cluster or outside):
                 raise DamagedImage(f"The qcow2's {name} at {offset} lies outside the image.")
 
 
+def check_tables(fd: int) -> None:
+    """Refuses the qcow2 in the open file C(fd) when its top tables name more clusters than there can be.
+
+    Otherwise a small file could send its reader through the same cluster millions of times. The header has passed
+    L(Qcow2Header.check).
+
+    :raises DamagedImage: they do.
+    """
+    header = Qcow2Header.parse(os.pread(fd, 1 << 16, 0))
+    cluster, file_size = 1 << header.cluster_bits, os.fstat(fd).st_size
+    tables = (
+        ("L1 table", header.l1_table_offset, header.l1_size * 8),
+        ("refcount table", header.refcount_table_offset, header.refcount_table_clusters * cluster),
+    )
+    for name, offset, length in tables:
+        named = 0
+        for position in range(offset, offset + length, _PIECE):
+            entries = array.array("Q", os.pread(fd, min(_PIECE, offset + length - position) // 8 * 8, position))
+            if sys.byteorder == "little":
+                entries.byteswap()
+            offsets = [entry & _OFFSET_MASK for entry in entries if entry]
+            named += len(offsets)
+            if named * cluster > file_size or max(offsets, default=0) >= file_size:
+                raise DamagedImage(f"The qcow2's {name} names clusters that are not in the image.")
+
+
 def _extension_types(head: bytes, position: int) -> t.Iterator[int]:
-    """The types of the header extensions; ends quietly where C(head) ends, as qemu does at the first cluster."""
+    """The types of the header extensions in the first cluster, or as much of it as C(head) has.
+
+    :raises DamagedImage: one is cut off at its end.
+    """
     while position + _EXTENSION.size <= len(head):
         kind, length = _EXTENSION.unpack_from(head, position)
         if kind == _END:
             return
         yield kind
         position += _EXTENSION.size + (length + 7) // 8 * 8
+        if position > len(head):
+            raise DamagedImage("The qcow2's header extensions are cut off, or go beyond its first 64 KiB.")

@@ -23,22 +23,38 @@ class Digest(t.NamedTuple):
 
         :raises Unverifiable: this Python has no such algorithm.
         """
-        try:
-            # Nobody's safety rests on md5 here: it is the last resort for old images, on FIPS hosts as well.
-            return hashlib.new(self.algorithm, usedforsecurity=False)
-        except ValueError:
-            raise Unverifiable(f"The hash algorithm {self.algorithm} is unknown on this host.") from None
+        found = _hasher(self.algorithm)
+        if found is None:
+            raise Unverifiable(f"The hash algorithm {self.algorithm} is unknown on this host.")
+        return found
 
     @classmethod
     def parse(cls, text: str) -> Digest:
         """Reads get_url's form: V(sha512:0123…).
 
-        :raises InvalidOption: it is of another form.
+        :raises InvalidOption: it is of another form, or has too few or too many digits.
         """
         algorithm, separator, value = text.partition(":")
         if not separator or not re.fullmatch(r"[0-9a-fA-F]{8,}", value):
             raise InvalidOption(f"'checksum: {text}' is not a checksum.", "Write it as sha512:<hexadecimal digits>.")
-        return cls(algorithm.lower().replace("-", ""), value.lower())
+        # hashlib's names: sha512 for SHA-512, sha3_512 for SHA3-512
+        name = re.sub(r"^sha-(?=\d)", "sha", algorithm.lower()).replace("-", "_")
+        known = _hasher(name)
+        if known is not None and len(value) != known.digest_size * 2:
+            raise InvalidOption(
+                f"'checksum: {text}' has {len(value)} digits, but a {name} has {known.digest_size * 2}.",
+                "Copy the whole checksum.",
+            )
+        return cls(name, value.lower())
+
+
+def _hasher(algorithm: str) -> hashlib._Hash | None:
+    try:
+        # Nobody's safety rests on md5 here: it is the last resort for old images, on FIPS hosts as well.
+        found = hashlib.new(algorithm, usedforsecurity=False)
+    except ValueError:
+        return None
+    return found if found.digest_size else None  # shake_128 and its like have no length of their own
 
 
 def find_in_list(text: str, name: str) -> str | None:

@@ -80,7 +80,7 @@ def receive(
     :raises FerryError, OSError: the source, the check or the sink failed.
     """
     started = time.monotonic()
-    attempts = 0
+    second = False  # whether bytes that were not the promised ones have arrived already
     while True:
         try:
             digest = _receive_once(source, sink, expected, check_head, watcher)
@@ -89,16 +89,18 @@ def receive(
                     f"The {expected.algorithm} of the {source.position} bytes received is {digest and digest.value}, "
                     f"not {expected.value}."
                 )
-            sink.finish(source.position)
             break
-        except (StartOver, ChecksumMismatch) as err:
-            attempts += 1
-            if attempts > 1 and isinstance(err, ChecksumMismatch):
+        except StartOver as err:
+            source.restart(err)
+        except (ChecksumMismatch, SizeMismatch) as err:
+            if second:
                 raise
-            source.restart()
-            sink.restart()
+            second = True
+            source.restart(err)
+        sink.restart()
+    sink.finish(source.position)
     seconds = time.monotonic() - started
-    return Received(source.position, sink.zero_bytes, seconds, digest, source.reconnects, attempts)
+    return Received(source.position, sink.zero_bytes, seconds, digest, source.reconnects, source.restarts)
 
 
 def _receive_once(

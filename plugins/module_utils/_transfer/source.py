@@ -9,6 +9,7 @@ import contextlib
 import email.utils
 import http.client
 import re
+import ssl
 import time
 import typing as t
 import urllib.parse
@@ -19,7 +20,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ConnectionRefused,
     ConnectionTimedOut,
     FerryError,
-    ImageChanged,
     ImageNotFound,
     ImageNotReady,
     InvalidOption,
@@ -39,8 +39,10 @@ except ImportError:  # pragma: no cover - the hosts of the tests have it
 
 _MAX_REDIRECTS = 5
 _MAX_PAUSE = 60.0
+_CONNECT_TIMEOUT = 10.0
 _RETRIED = {408, 429, 500, 502, 503, 504}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 class TokenSupply(t.Protocol):
@@ -61,8 +63,9 @@ class HttpOptions:
     :param token: sent as X-Auth-Token, never to another host.
     :param tokens: replaces the token once the server refuses it.
     :param verify: whether to check the server's certificate, or the path of the CA certificates to check it by.
-    :param timeout: the seconds without a byte after which a connection is given up.
-    :param retries: how often in a row to try again without getting any further.
+    :param timeout: the seconds after which a connection is given up that brought no byte, or fewer than C(min_speed).
+    :param retries: how often in a row to try again without getting any further, and how often to start over.
+    :param min_speed: the bytes a second that a connection has to bring.
     """
 
     headers: dict[str, str] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class HttpOptions:
     verify: bool | str = True
     timeout: float = 60
     retries: int = 5
+    min_speed: int = 10 * 1024
 
 
 class StartOver(Exception):
@@ -78,56 +82,109 @@ class StartOver(Exception):
 
 
 class _Lost(Exception):
-    """A connection or an attempt failed in a way that is worth another try."""
+    """A connection or an attempt failed in a way that is worth another try.
 
-    def __init__(self, reason: str, pause: float | None = None) -> None:
+    :param failure: the error that it is once there were enough of them.
+    :param pause: the seconds that the server wants to be left alone.
+    """
+
+    def __init__(self, reason: str, failure: type[FerryError] = TransferFailed, pause: float | None = None) -> None:
         super().__init__(reason)
+        self.failure = failure
         self.pause = pause
+
+
+class _Pace:
+    """Sees whether a connection brings at least so many bytes a second, over windows of some seconds each.
+
+    Only the time spent waiting for the network counts: a slow disk is not the server's fault.
+    """
+
+    def __init__(self, min_speed: float, window: float) -> None:
+        self.enough = min_speed * window
+        self._window = window
+        self._count = 0
+        self._seconds = 0.0
+
+    def is_too_slow(self, count: int, seconds: float) -> bool:
+        """Notes C(count) bytes that took C(seconds) to come; whether a window has ended with too few."""
+        self._count += count
+        self._seconds += seconds
+        if self._seconds < self._window:
+            return False
+        too_slow = self._count < self.enough
+        self._count, self._seconds = 0, 0.0
+        return too_slow
 
 
 class HttpSource:
     """An object on an HTTP server, read as one stream.
 
     :param url: where it is.
-    :param size: its size in bytes, None while it is unknown; learned from the server then.
+    :param size: its size in bytes as promised by others, None if nobody did; learned from the server then.
     :raises MissingDependency: this host has no python3-requests.
+    :raises InvalidOption: C(url) is not an address that can be used.
     """
 
     def __init__(self, url: str, size: int | None, options: HttpOptions) -> None:
         if requests is None:
             raise MissingDependency("Python's requests is not installed on this host.", "Install python3-requests.")
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not urllib.parse.urlsplit(url).hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
             raise InvalidOption(f"'{public_url(url)}' is not an HTTP or HTTPS address.")
         self.url = url
         self.size = size
         self.position = 0
-        self.ranges_work = True
         self.reconnects = 0
+        self.restarts = 0
+        self._promised = size
         self._options = options
+        self._auth = _basic_auth(parts.username, parts.password) if parts.username else _no_auth
         self._entity: tuple[str | None, str | None] | None = None
         self._response: requests.Response | None = None
+        self._left: int | None = None  # bytes of this body still to come, None where only its end will tell
+        self._pace = _Pace(options.min_speed, options.timeout)
         self._failures = 0
+        self._failed_at = 0
+        self._ranges_work = True
         self._session = requests.Session()
-        self._session.auth = _no_auth if not urllib.parse.urlsplit(url).username else None
+        # requests would read the body of a redirect to its end, in memory, though it is told not to follow.
+        self._session.resolve_redirects = lambda *_args, **_kwargs: iter(())  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Ends the connection."""
         self._hang_up()
         self._session.close()
 
-    def restart(self) -> None:
-        """Goes back to the first byte."""
+    def restart(self, why: StartOver | FerryError) -> None:
+        """Goes back to the first byte, and asks for no ranges any more; waits before, longer each time.
+
+        :raises FerryError: C(why), as it was started over C(retries) times already.
+        """
         self._hang_up()
-        self.position = 0
-        self.ranges_work = False
+        if self.restarts >= self._options.retries:
+            if isinstance(why, FerryError):
+                raise why
+            raise TransferFailed(
+                f"{public_url(self.url)} failed after {self.position} bytes and {self.restarts} fresh starts: {why}."
+            )
+        self.restarts += 1
+        time.sleep(_backoff(self.restarts))
+        self.position = self._failures = self._failed_at = 0
+        self.size = self._promised
+        self._ranges_work = False
 
     def learn_size(self) -> int | None:
         """Asks for the object's size without its bytes (HEAD); None where the server does not tell."""
         if self.size is None:
             with contextlib.suppress(FerryError, _Lost), self._request("HEAD", {}) as response:
-                length = response.headers.get("Content-Length", "")
-                if response.status_code == 200 and length.isdigit():
-                    self.size = int(length)
+                if response.status_code == 200:
+                    # Servers that make the body as they send it say 0 here.
+                    self.size = _number(response.headers.get("Content-Length")) or None
         return self.size
 
     def read_text(self, limit: int = 1 << 20) -> str:
@@ -146,6 +203,7 @@ class HttpSource:
         """Fills C(view) with the next bytes; returns fewer than it holds only at the object's end.
 
         :raises StartOver: the connection broke, and the server cannot continue in the middle.
+        :raises SizeMismatch: there are more bytes than there should be.
         :raises FerryError: it failed for good, or C(retries) times in a row.
         """
         filled = 0
@@ -157,10 +215,12 @@ class HttpSource:
                 self._pause(lost)
                 continue
             if count == 0:
-                break
-            self._failures = 0
+                self.size = self.position
+                return filled
             filled += count
             self.position += count
+            if self.position - self._failed_at >= self._pace.enough:
+                self._failures = 0
         if filled < len(view):
             self._check_end()
         return filled
@@ -169,19 +229,38 @@ class HttpSource:
         """The next bytes of the current connection, or of a new one; 0 at the end of an object of unknown size."""
         if self._response is None:
             self._connect()
-        try:
-            # The body of http.client, below urllib3: it fills the buffer itself, where urllib3 copies twice.
-            count: int = self._response.raw._fp.readinto(view)  # type: ignore[union-attr]
-        except (http.client.HTTPException, OSError) as err:
-            raise _Lost(f"the connection broke ({_reason(err)})") from err
+        started = time.monotonic()
+        count = self._read_body(view)
         if count == 0 and self.size is not None:
             raise _Lost(f"the connection ended after {self.position} of {self.size} bytes")
+        if self._pace.is_too_slow(count, time.monotonic() - started):
+            raise _Lost(f"fewer than {self._options.min_speed} bytes a second arrived")
+        return count
+
+    def _read_body(self, view: memoryview) -> int:
+        """What has arrived of the body, at least a byte; 0 at its end."""
+        body: http.client.HTTPResponse = self._response.raw._fp  # type: ignore[union-attr]
+        try:
+            if body.chunked:
+                data = body.read1(len(view))
+                view[: len(data)] = data
+                return len(data)
+            # The file below http.client fills the buffer itself, where urllib3 copies twice, and returns as soon as
+            # there is something, where http.client waits until the buffer is full.
+            wanted = len(view) if self._left is None else min(len(view), self._left)
+            count: int = body.fp.readinto1(view[:wanted]) if wanted else 0
+        except (http.client.HTTPException, OSError, ValueError) as err:  # ValueError: a chunk of a negative size
+            raise _Lost(f"the connection broke ({_reason(err)})") from err
+        if self._left is not None:
+            self._left -= count
         return count
 
     def _check_end(self) -> None:
-        """Sees that a body of unknown size has really ended, and one of known size has nothing more."""
-        if self.size is None:
-            self.size = self.position
+        """Sees that a body of known size has nothing more."""
+        if self._response is not None and self._left is None:
+            with contextlib.suppress(_Lost):  # every byte is here; how the connection ends is all the same
+                if self._read_body(memoryview(bytearray(1))):
+                    raise SizeMismatch(f"The server sends more than the {self.size} bytes that the image has.")
 
     def _connect(self) -> None:
         headers = {"Range": f"bytes={self.position}-"} if self.position else {}
@@ -192,15 +271,20 @@ class HttpSource:
             response.close()
             raise
         self._response = response
+        chunked = response.raw._fp.chunked
+        self._left = None if chunked else _number(response.headers.get("Content-Length"))
+        self._pace = _Pace(self._options.min_speed, self._options.timeout)
 
     def _request(self, method: str, headers: dict[str, str]) -> requests.Response:
-        """One answer, redirects followed and the token renewed; never a redirect or a 401."""
+        """One answer, redirects followed and the token renewed; never a redirect."""
         url, renewed = self.url, False
         for _hop in range(_MAX_REDIRECTS + 2):
             own = _origin(url) == _origin(self.url)
-            response = self._send(method, url, {**headers, **(self._own_headers() if own else {})})
-            if response.status_code == 401 and own and self._options.token and not renewed:
+            response = self._send(method, url, headers, own)
+            if response.status_code == 401 and own and self._options.token:
                 response.close()
+                if renewed:
+                    raise TokenExpired(f"{public_url(url)} refuses the token, and the one that replaced it.")
                 renewed = True
                 self._renew_token()
             elif response.is_redirect:
@@ -210,41 +294,52 @@ class HttpSource:
                 return response
         raise RedirectRefused(f"{public_url(self.url)} redirects in circles.", "Use the final address.")
 
-    def _own_headers(self) -> dict[str, str]:
-        token = {"X-Auth-Token": self._options.token} if self._options.token else {}
-        return {**self._options.headers, **token}
-
     def _renew_token(self) -> None:
         if self._options.tokens is None:
             raise TokenExpired("The token expired before the transfer ended.")
         self._options.token = self._options.tokens.renew()
 
     def _follow(self, url: str, location: str) -> str:
-        target = urllib.parse.urljoin(url, location)
-        here, there = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
+        try:
+            target = urllib.parse.urljoin(url, location)
+            here, there = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
+            elsewhere = _origin(target) != _origin(self.url)
+        except ValueError:
+            raise RedirectRefused(f"{public_url(url)} redirects to an address that cannot be used.") from None
         if there.scheme not in ("http", "https") or (here.scheme == "https" and there.scheme == "http"):
             raise RedirectRefused(f"{public_url(url)} redirects to {public_url(target)}, which is not secure.")
-        if self._options.token and _origin(target) != _origin(self.url):
+        if self._options.token and elsewhere:
             raise RedirectRefused(f"The image service redirects to another host, {public_url(target)}.")
         return target
 
-    def _send(self, method: str, url: str, headers: dict[str, str]) -> requests.Response:
+    def _send(self, method: str, url: str, headers: dict[str, str], own: bool) -> requests.Response:
+        """One answer; what is secret goes along only to the server that it is for (C(own))."""
+        secret = dict(self._options.headers) if own else {}
+        if own and self._options.token:
+            secret["X-Auth-Token"] = self._options.token
         try:
             return self._session.request(
                 method,
                 url,
-                headers={"Accept-Encoding": "identity", **headers},
+                headers={**secret, "Accept-Encoding": "identity", **headers},
+                auth=self._auth if own else _no_auth,
                 stream=True,
                 allow_redirects=False,
                 verify=self._options.verify,
-                timeout=(min(self._options.timeout, 30), self._options.timeout),
+                timeout=(min(self._options.timeout, _CONNECT_TIMEOUT), self._options.timeout),
             )
         except requests.exceptions.SSLError as err:
-            raise TlsUntrusted(f"The certificate of {_origin(url)} is not accepted: {_reason(err)}.") from err
+            if isinstance(_innermost(err), (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):
+                raise _Lost(f"the connection broke ({_reason(err)})", ConnectionRefused) from err
+            raise TlsUntrusted(f"{_origin(url)} is not trusted: {_reason(err)}.") from err
         except requests.exceptions.InvalidURL as err:
             raise InvalidOption(f"'{public_url(url)}' is not a usable address.") from err
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as err:
-            raise _Lost(f"{_origin(url)} cannot be reached ({_reason(err)})") from err
+        except (requests.exceptions.InvalidHeader, UnicodeError):  # their messages show the header, which is secret
+            raise InvalidOption("'headers' holds a header that HTTP does not allow.") from None
+        except requests.exceptions.Timeout as err:
+            raise _Lost(f"{_origin(url)} does not answer ({_reason(err)})", ConnectionTimedOut) from err
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
+            raise _Lost(f"{_origin(url)} cannot be reached ({_reason(err)})", ConnectionRefused) from err
 
     def _check_answer(self, response: requests.Response) -> None:
         """Accepts an answer that continues at the current position; learns the size from it."""
@@ -253,51 +348,53 @@ class HttpSource:
             self._check_range(response)
         elif status == 200:
             if self.position:
-                raise StartOver
+                raise StartOver("the connection broke, and the server does not continue in the middle")
             self._check_length(response)
         elif self.position and status in (400, 416, 501):
-            raise StartOver
+            raise StartOver(f"the connection broke, and the server answered {status} to a Range")
         elif status in _RETRIED:
-            raise _Lost(f"the server answered {status} {response.reason}", _retry_after(response))
+            raise _Lost(f"the server answered {status} {response.reason}", pause=_retry_after(response))
         else:
             raise _refusal(status, response.reason, public_url(self.url))
         entity = (response.headers.get("ETag"), response.headers.get("Last-Modified"))
         if self.position and self._entity != entity:
-            raise StartOver
+            raise StartOver("the object was replaced by another meanwhile")
         self._entity = entity
 
     def _check_range(self, response: requests.Response) -> None:
+        """Refuses a part that is not the one asked for, or whose length is not the one that it claims."""
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        length = response.headers.get("Content-Length")
         if match is None or int(match[1]) != self.position:
-            raise StartOver
+            raise StartOver("the server sent another part than was asked for")
         if match[3] != "*" and self.size is not None and int(match[3]) != self.size:
-            raise ImageChanged(f"The object was {self.size} bytes, and now is {match[3]}.")
-        if length is not None and int(length) != int(match[2]) - int(match[1]) + 1:
-            raise StartOver
+            raise StartOver(f"the object was {self.size} bytes, and now is {match[3]}")
+        length = _number(response.headers.get("Content-Length"))
+        claimed = int(match[2]) - int(match[1]) + 1
+        if claimed < 1 or length not in (None, claimed) or (self.size or claimed) < self.position + claimed:
+            raise StartOver("the server sent a part that is not the size it says")
+        if self.size is None and match[3] != "*":
+            self.size = int(match[3])
 
     def _check_length(self, response: requests.Response) -> None:
-        length = response.headers.get("Content-Length")
+        length = _number(response.headers.get("Content-Length"))
         if length is None or response.headers.get("Transfer-Encoding"):
             return
-        if self.size is not None and int(length) != self.size:
-            raise SizeMismatch(f"The server offers {length} bytes, but the image has {self.size}.")
-        self.size = int(length)
+        if self._promised is not None and length != self._promised:
+            raise SizeMismatch(f"The server offers {length} bytes, but the image has {self._promised}.")
+        self.size = length
 
     def _pause(self, lost: _Lost) -> None:
-        """Waits before the next try, longer each time; gives up after too many without a byte."""
+        """Waits before the next try, longer each time; gives up after too many that brought nothing worth the name."""
         self._failures += 1
+        self._failed_at = self.position
         self.reconnects += 1
         if self._failures > self._options.retries:
-            kind = TransferFailed
-            if "cannot be reached" in str(lost):
-                kind = ConnectionTimedOut if "timed out" in str(lost) else ConnectionRefused
-            raise kind(
+            raise lost.failure(
                 f"{public_url(self.url)} failed after {self.position} bytes and {self._failures - 1} retries: {lost}."
             )
-        time.sleep(min(lost.pause if lost.pause is not None else 0.5 * 2 ** (self._failures - 1), _MAX_PAUSE))
-        if self.position and not (self.ranges_work and self.size is not None):
-            raise StartOver
+        if self.position and not (self._ranges_work and self.size is not None):
+            raise StartOver(str(lost))
+        time.sleep(min(lost.pause, _MAX_PAUSE) if lost.pause is not None else _backoff(self._failures))
 
     def _hang_up(self) -> None:
         if self._response is not None:
@@ -307,7 +404,10 @@ class HttpSource:
 
 def public_url(url: str) -> str:
     """C(url) without what may be secret in it: user information, query and fragment."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        return "(not an address)"
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -322,24 +422,42 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _reason(err: BaseException) -> str:
-    """The innermost cause of an error of requests, in a few words without addresses of objects."""
+def _basic_auth(username: str, password: str | None) -> tuple[str, str]:
+    return urllib.parse.unquote(username), urllib.parse.unquote(password or "")
+
+
+def _backoff(failures: int) -> float:
+    return min(0.5 * 2 ** (failures - 1), _MAX_PAUSE)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and _NUMBER.fullmatch(text) else None
+
+
+def _innermost(err: BaseException) -> BaseException:
+    """The cause below all wrappings of urllib3 and requests."""
     while True:
         inner = getattr(err, "reason", None) or err.__cause__ or err.__context__
         if not isinstance(inner, BaseException):
-            break
+            return err
         err = inner
+
+
+def _reason(err: BaseException) -> str:
+    """The cause of an error of requests, in a few words without addresses of objects."""
+    err = _innermost(err)
     return re.sub(r"<[^>]*>:? ?", "", getattr(err, "strerror", None) or str(err) or type(err).__name__)
 
 
 def _retry_after(response: requests.Response) -> float | None:
     """The seconds that Retry-After asks for, as a number or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    seconds = _number(value)
+    if seconds is not None:
+        return float(seconds)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

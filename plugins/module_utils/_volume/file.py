@@ -83,7 +83,7 @@ class FileVolume:
     def open(self) -> t.Iterator[int]:
         """The file that is there, open for reading."""
         with storage_errors(f"read {self.path}"):
-            fd = os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+            fd = os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
         try:
             yield fd
         finally:
@@ -107,7 +107,8 @@ class FileVolume:
         """
         :raises NoSpace: the file system has not C(size) bytes free.
         """
-        status = os.fstatvfs(self._folder)
+        with storage_errors(f"look at {self.path}"):
+            status = os.fstatvfs(self._folder)
         free = status.f_bavail * status.f_frsize
         if free < size:
             raise NoSpace(f"{self.path} needs {size} bytes, and its file system has {free} free.")
@@ -124,7 +125,7 @@ class FileVolume:
         try:
             yield staged
         finally:
-            if not staged.published:
+            if not staged.published and self._is_partial(fd):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.partial, dir_fd=self._folder)
             os.close(fd)
@@ -133,18 +134,21 @@ class FileVolume:
         """Opens and locks the partial file; it is this process's alone as long as it stays open."""
         while True:
             fd = self._open_partial()
+            locked = claimed = False
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._claim(fd):
-                    return fd
-            except BlockingIOError:
-                if time.monotonic() > deadline:
+                locked = _lock(fd)
+                claimed = locked and self._claim(fd)
+            finally:
+                if not claimed:
                     os.close(fd)
-                    raise VolumeInUse(
-                        f"Another import to {self.path} is running.", "Wait for it to end, or raise 'lock_timeout'."
-                    ) from None
+            if claimed:
+                return fd
+            if not locked and time.monotonic() > deadline:
+                raise VolumeInUse(
+                    f"Another import to {self.path} is running.", "Wait for it to end, or raise 'lock_timeout'."
+                )
+            if not locked:
                 time.sleep(_LOCK_POLL)
-            os.close(fd)
 
     def _open_partial(self) -> int:
         found = self._lstat(self.partial)
@@ -158,16 +162,21 @@ class FileVolume:
 
     def _claim(self, fd: int) -> bool:
         """Whether the locked C(fd) still is the partial file, and nobody else's file under that name."""
-        mine = os.fstat(fd)
-        named = self._lstat(self.partial)
-        if named is None or (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino):
+        if not self._is_partial(fd):
             return False  # its owner published or removed it meanwhile
-        if mine.st_nlink != 1 or mine.st_uid != os.geteuid():
-            os.unlink(self.partial, dir_fd=self._folder)  # the name only; the file behind it is not ours to write
-            return False
-        os.fchmod(fd, 0o600)
-        os.ftruncate(fd, 0)
+        mine = os.fstat(fd)
+        with storage_errors(f"take over {self.partial} beside {self.path}"):
+            if mine.st_nlink != 1 or mine.st_uid != os.geteuid():
+                os.unlink(self.partial, dir_fd=self._folder)  # the name only; the file behind it is not ours to write
+                return False
+            os.fchmod(fd, 0o600)
+            os.ftruncate(fd, 0)
         return True
+
+    def _is_partial(self, fd: int) -> bool:
+        """Whether the partial file's name still leads to the open file C(fd)."""
+        named = self._lstat(self.partial)
+        return named is not None and os.path.samestat(named, os.fstat(fd))
 
     def _lstat(self, name: str) -> os.stat_result | None:
         try:
@@ -179,6 +188,8 @@ class FileVolume:
     def publish(self, fd: int, provenance: Provenance, over: bool) -> None:
         """Makes the whole and verified partial file C(fd) the file, durably: file, name, folder."""
         with storage_errors(f"publish {self.path}"):
+            if not self._is_partial(fd):
+                raise VolumeInvalid(f"{self.partial} beside {self.path} was removed or replaced during the import.")
             write_provenance(replace(provenance, imported_at=_now()), fd, self._folder, self.name)
             os.fsync(fd)
             if over:
@@ -196,7 +207,9 @@ class FileVolume:
         except OSError as err:
             if err.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)  # no hard links here
+            if self._lstat(self.name) is not None:  # no hard links here: the best that can be done
+                raise VolumeExists(f"{self.path} came into being during the import.") from err
+            os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         else:
             os.unlink(self.partial, dir_fd=self._folder)
 
@@ -238,6 +251,14 @@ def storage_errors(attempt: str) -> t.Iterator[None]:
         if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS):
             raise VolumeInvalid(f"Cannot {attempt}: {err.strerror}.") from err
         raise StorageError(f"Cannot {attempt}: {err.strerror or err}.") from err
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _kind(mode: int) -> str:

@@ -9,6 +9,7 @@ the volume. The sidecar names the inode it speaks of, so that it says nothing ab
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -16,6 +17,7 @@ import os
 import typing as t
 
 XATTR = "user.imageferry"
+_MAX_SIDECAR = 1 << 16
 _NO_XATTR = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.ERANGE}
 
 
@@ -85,29 +87,33 @@ def _parse(data: bytes | None) -> Provenance | None:
         values = json.loads(data or b"null")
         known = {field.name for field in dataclasses.fields(Provenance)}
         return Provenance(**{key: value for key, value in values.items() if key in known})
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _read_sidecar(fd: int, folder: int, name: str) -> bytes | None:
     try:
-        handle = os.open(_sidecar(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(_sidecar(name), flags, dir_fd=folder)
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
             return None
         raise
-    with open(handle, "rb") as file:
-        try:
-            record = json.load(file)
-            return json.dumps(record["provenance"]).encode() if record["inode"] == os.fstat(fd).st_ino else None
-        except (ValueError, KeyError, TypeError):
-            return None
+    try:
+        record = json.loads(os.read(handle, _MAX_SIDECAR))
+        return json.dumps(record["provenance"]).encode() if record["inode"] == os.fstat(fd).st_ino else None
+    except (IsADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    finally:
+        os.close(handle)
 
 
 def _write_sidecar(data: bytes, fd: int, folder: int, name: str) -> None:
     record = {"inode": os.fstat(fd).st_ino, "provenance": json.loads(data)}
     draft = _sidecar(name) + ".new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(draft, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
         json.dump(record, file)
         file.flush()
