@@ -53,14 +53,19 @@ def all_errors() -> list[type[FerryError]]:
     return sorted(set(found), key=lambda cls: cls.code)
 
 
-def innermost_cause(err: BaseException) -> str:
-    """What an error of requests or keystoneauth comes down to, in a few words without addresses of objects."""
+def innermost_cause(err: BaseException) -> BaseException:
+    """The error below all wrappings of urllib3, requests and keystoneauth."""
     while True:
         inner = getattr(err, "reason", None) or err.__cause__ or err.__context__
         if not isinstance(inner, BaseException):
-            break
+            return err
         err = inner
-    return re.sub(r"<[^>]*>:? ?", "", getattr(err, "strerror", None) or str(err) or type(err).__name__)
+
+
+def describe_cause(err: BaseException) -> str:
+    """What an error comes down to, in a few words without addresses of objects."""
+    cause = innermost_cause(err)
+    return re.sub(r"<[^>]*>:? ?", "", getattr(cause, "strerror", None) or str(cause) or type(cause).__name__)
 
 
 # --- the cloud ---------------------------------------------------------------------------------------------------
@@ -186,13 +191,6 @@ class DamagedImage(FerryError):
 
     code = "image_damaged"
     remedy = "Upload the image again from its source."
-
-
-class ImageChanged(FerryError):
-    """The server's object changed while it was being read."""
-
-    code = "image_changed"
-    remedy = "Run again."
 
 
 # --- the transfer ------------------------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.file imp
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
+_QCOW2_OVERHEAD = 2
+"""How many times larger than its disk a qcow2 may be; its own structure takes a thousandth, snapshots the rest."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ImportRequest:
@@ -109,13 +112,17 @@ def _fetch(
     is_qcow2 = request.wanted.format == "qcow2"
     if is_qcow2:
         qemu_img.require_qemu_img()
-    size = source.learn_size()
-    if size is not None and request.wanted.format != "raw":  # a raw disk may be mostly holes
-        volume.check_space(size)
+
+    source.learn_size()
+
+    def check_first(head: bytes, size: int | None) -> None:
+        _judge(request, head, size)
+        if size is not None and request.wanted.format != "raw":  # a raw disk may be mostly holes
+            volume.check_space(size)
+
+    limit = request.max_virtual_size * (_QCOW2_OVERHEAD if is_qcow2 else 1)
     with storage_errors(f"write {volume.path}"):
-        received = receive(
-            source, SparseWriter(staged.fd), request.digest, lambda head, total: _judge(request, head, total), watcher
-        )
+        received = receive(source, SparseWriter(staged.fd), request.digest, check_first, watcher, limit)
     if not received.bytes:
         raise DamagedImage("The image is empty.")
     _judge(request, os.pread(staged.fd, HEAD_SIZE, 0), received.bytes)

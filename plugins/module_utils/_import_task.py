@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import typing as t
 import urllib.parse
@@ -128,15 +129,15 @@ def _checksum(params: dict[str, t.Any], options: HttpOptions) -> Digest:
     if not rest.startswith(("http://", "https://")):
         return Digest.parse(params["checksum"])
     here, there = urllib.parse.urlsplit(params["url"])[:2], urllib.parse.urlsplit(rest)[:2]
-    own = options if here == there else HttpOptions(verify=options.verify, timeout=options.timeout)
+    own = options if here == there else dataclasses.replace(options, headers={})
     source = HttpSource(rest, None, own)
     try:
-        listed = find_in_list(source.read_text(), urllib.parse.urlsplit(params["url"]).path.rsplit("/", 1)[-1])
+        listed = find_in_list(source.read_text(), algorithm, urllib.parse.urlsplit(params["url"]).path.split("/")[-1])
     finally:
         source.close()
     if listed is None:
         raise Unverifiable(f"{public_url(rest)} has no line for this file.", "Check the address of the list.")
-    return Digest.parse(f"{algorithm}:{listed}")
+    return listed
 
 
 _DONE = {

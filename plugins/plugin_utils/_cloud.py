@@ -21,7 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     MissingDependency,
     NoImageService,
     TlsUntrusted,
-    innermost_cause,
+    describe_cause,
 )
 
 _API_TIMEOUT = 60
@@ -169,12 +169,12 @@ def _cloud_errors() -> t.Iterator[None]:
     except (ksa.EndpointNotFound, ksa.EmptyCatalog) as err:
         raise NoImageService(_sentence(err)) from err
     except ksa.SSLError as err:
-        raise TlsUntrusted(f"The cloud's certificate is not accepted: {innermost_cause(err)}.") from err
+        raise TlsUntrusted(f"The cloud's certificate is not accepted: {describe_cause(err)}.") from err
     except ksa.ConnectTimeout as err:
         raise ConnectionTimedOut(_sentence(err)) from err
     except (ksa.ConnectFailure, ksa.UnknownConnectionError, ksa.DiscoveryFailure) as err:
         tried = str(err).partition(": ")[0]
-        raise ConnectionRefused(f"{tried} ({innermost_cause(err)}).") from err
+        raise ConnectionRefused(f"{tried} ({describe_cause(err)}).") from err
     except (sdk.SDKException, ksa.ClientException) as err:
         raise CloudError(_sentence(err)) from err
 

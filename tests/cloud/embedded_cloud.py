@@ -458,7 +458,7 @@ class Identity:
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[Any, str]:
         """Send a request. Returns the answer's JSON and the token in its header, if there is one."""
-        request = urllib.request.Request(  # noqa: S310 (our own server)
+        request = urllib.request.Request(
             self.auth_url + path,
             method=method,
             data=json.dumps(body).encode() if body is not None else None,

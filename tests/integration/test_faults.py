@@ -20,7 +20,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse i
 from .conftest import CLOUD_VENV
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from faulty_proxy import Fault, FaultyProxy, FileServer  # noqa: E402
+from faulty_proxy import Fault, FaultyProxy, FileServer
 
 MIB = 1024**2
 

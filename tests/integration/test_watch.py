@@ -118,7 +118,7 @@ def test_the_users_own_async_works(slow, import_image, images, tmp_path, poll):
         assert result["changed"] and result["transfer"]["bytes"] == 64 * MIB, import_image.output
     else:
         assert result["ansible_job_id"] and not result["finished"]
-    wait_for(lambda: (tmp_path / "volume").exists())
+    wait_for((tmp_path / "volume").exists)
     assert same(images["disk-raw"], tmp_path / "volume") and not LINE.search(import_image.output)
 
 

@@ -8,7 +8,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     AmbiguousImage,
     FerryError,
     all_errors,
-    innermost_cause,
+    describe_cause,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,4 +38,4 @@ def test_an_error_survives_its_way_to_another_process():
 def test_a_cause_is_told_in_few_words():
     outer = ValueError("the whole story")
     outer.__cause__ = ConnectionRefusedError(111, "Connection refused")
-    assert innermost_cause(outer) == "Connection refused"
+    assert describe_cause(outer) == "Connection refused"

@@ -45,7 +45,7 @@ def check(fd: int, image_format: str) -> None:
     if image_format == "qcow2":
         check_tables(fd)
     command = [require_qemu_img(), "check", "-q", "-f", image_format, f"/proc/self/fd/{fd}"]
-    run = subprocess.run(
+    run = subprocess.run(  # pylint: disable=ansible-bad-function
         command, pass_fds=(fd,), preexec_fn=_limit, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     if run.returncode < 0:

@@ -57,18 +57,25 @@ def _hasher(algorithm: str) -> hashlib._Hash | None:
     return found if found.digest_size else None  # shake_128 and its like have no length of their own
 
 
-def find_in_list(text: str, name: str) -> str | None:
-    """The hash of the file C(name) in a list such as sha512sum(1) writes, GNU or BSD style; None if it is not there."""
-    entries = []
+def find_in_list(text: str, algorithm: str, name: str) -> Digest | None:
+    """The hash of the file C(name) in a list such as sha512sum(1) writes, GNU or BSD style; None if it is not there.
+
+    A list may hold hashes of several algorithms: GNU's style does not name them, so the number of digits has to do.
+
+    :raises InvalidOption: what the list holds is no hash of this C(algorithm).
+    """
+    candidates = []
     for line in text.splitlines():
         gnu = re.fullmatch(r"([0-9a-fA-F]{8,}) [ *]?(.+)", line.strip())
-        bsd = re.fullmatch(r"\S+ \((.+)\) ?= ?([0-9a-fA-F]{8,})", line.strip())
-        if gnu:
-            entries.append((gnu[2], gnu[1]))
-        elif bsd:
-            entries.append((bsd[1], bsd[2]))
-    for path, value in entries:
+        bsd = re.fullmatch(r"(\S+) \((.+)\) ?= ?([0-9a-fA-F]{8,})", line.strip())
+        path, value = (gnu[2], gnu[1]) if gnu else (bsd[2], bsd[3]) if bsd else ("", "")
         if path.rsplit("/", 1)[-1] == name:
-            return value.lower()
+            candidates.append(value)
     words = text.split()
-    return words[0].lower() if len(words) == 1 else None
+    if not candidates and len(words) == 1:
+        candidates = words
+    known = _hasher(algorithm)
+    fitting = [value for value in candidates if known is None or len(value) == known.digest_size * 2]
+    for value in fitting or candidates:
+        return Digest.parse(f"{algorithm}:{value}")
+    return None

@@ -11,7 +11,12 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import ChecksumMismatch, SizeMismatch
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    ChecksumMismatch,
+    ImageTooLarge,
+    SizeMismatch,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource, StartOver
 
@@ -71,11 +76,14 @@ def receive(
     expected: Digest | None,
     check_head: t.Callable[[bytes, int | None], t.Any],
     watcher: Watcher,
+    limit: int | None = None,
 ) -> Received:
     """Carries all bytes of C(source) to C(sink), and verifies them.
 
     :param expected: the hash that the bytes must have; None carries them unverified.
     :param check_head: called with the first bytes and the size, before anything is written; raises to refuse.
+    :param limit: the bytes that may arrive, of an image whose size nobody told.
+    :raises ImageTooLarge: more arrived.
     :raises ChecksumMismatch, SizeMismatch: other bytes arrived than promised, also at the second attempt.
     :raises FerryError, OSError: the source, the check or the sink failed.
     """
@@ -83,7 +91,7 @@ def receive(
     second = False  # whether bytes that were not the promised ones have arrived already
     while True:
         try:
-            digest = _receive_once(source, sink, expected, check_head, watcher)
+            digest = _receive_once(source, sink, expected, check_head, watcher, limit)
             if expected is not None and digest != expected:
                 raise ChecksumMismatch(
                     f"The {expected.algorithm} of the {source.position} bytes received is {digest and digest.value}, "
@@ -109,6 +117,7 @@ def _receive_once(
     expected: Digest | None,
     check_head: t.Callable[[bytes, int | None], t.Any],
     watcher: Watcher,
+    limit: int | None,
 ) -> Digest | None:
     hasher = expected.hasher() if expected else None
     pool = _BufferPool()
@@ -116,7 +125,7 @@ def _receive_once(
     if hasher is not None:
         stages.append(_Stage(pool, lambda buffer, length, _offset: _hash(hasher, buffer, length)))
     try:
-        _pump(source, pool, stages, check_head, watcher)
+        _pump(source, pool, stages, check_head, watcher, limit)
     finally:
         for stage in stages:
             stage.stop()
@@ -131,6 +140,7 @@ def _pump(
     stages: list[_Stage],
     check_head: t.Callable[[bytes, int | None], t.Any],
     watcher: Watcher,
+    limit: int | None,
 ) -> None:
     """Reads buffer after buffer and hands each to all stages."""
     offset = 0
@@ -140,6 +150,8 @@ def _pump(
             length = source.readinto(view)
         if offset == 0:
             check_head(bytes(buffer[: min(length, 1 << 16)]), source.size)
+        if limit is not None and offset + length > limit:
+            raise ImageTooLarge(f"More than the {limit} bytes ({format_size(limit)}) that are allowed arrive.")
         if length:
             for stage in stages:
                 stage.put(buffer, length, offset)
@@ -163,7 +175,7 @@ class _BufferPool:
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._holders: dict[int, int] = {}
         self._lock = threading.Lock()
-        for _ in range(_BUFFERS):
+        for _number in range(_BUFFERS):
             self._free.put(bytearray(BUFFER))
 
     def take(self, holders: int) -> bytearray:

@@ -29,6 +29,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     TlsUntrusted,
     TokenExpired,
     TransferFailed,
+    describe_cause,
+    innermost_cause,
 )
 
 try:
@@ -239,7 +241,7 @@ class HttpSource:
 
     def _read_body(self, view: memoryview) -> int:
         """What has arrived of the body, at least a byte; 0 at its end."""
-        body: http.client.HTTPResponse = self._response.raw._fp  # type: ignore[union-attr]
+        body: t.Any = self._response.raw._fp  # type: ignore[union-attr]
         try:
             if body.chunked:
                 data = body.read1(len(view))
@@ -250,7 +252,7 @@ class HttpSource:
             wanted = len(view) if self._left is None else min(len(view), self._left)
             count: int = body.fp.readinto1(view[:wanted]) if wanted else 0
         except (http.client.HTTPException, OSError, ValueError) as err:  # ValueError: a chunk of a negative size
-            raise _Lost(f"the connection broke ({_reason(err)})") from err
+            raise _Lost(f"the connection broke ({describe_cause(err)})") from err
         if self._left is not None:
             self._left -= count
         return count
@@ -271,8 +273,8 @@ class HttpSource:
             response.close()
             raise
         self._response = response
-        chunked = response.raw._fp.chunked
-        self._left = None if chunked else _number(response.headers.get("Content-Length"))
+        body: t.Any = response.raw._fp
+        self._left = None if body.chunked else _number(response.headers.get("Content-Length"))
         self._pace = _Pace(self._options.min_speed, self._options.timeout)
 
     def _request(self, method: str, headers: dict[str, str]) -> requests.Response:
@@ -329,17 +331,17 @@ class HttpSource:
                 timeout=(min(self._options.timeout, _CONNECT_TIMEOUT), self._options.timeout),
             )
         except requests.exceptions.SSLError as err:
-            if isinstance(_innermost(err), (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):
-                raise _Lost(f"the connection broke ({_reason(err)})", ConnectionRefused) from err
-            raise TlsUntrusted(f"{_origin(url)} is not trusted: {_reason(err)}.") from err
+            if isinstance(innermost_cause(err), (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):
+                raise _Lost(f"the connection broke ({describe_cause(err)})", ConnectionRefused) from err
+            raise TlsUntrusted(f"{_origin(url)} is not trusted: {describe_cause(err)}.") from err
         except requests.exceptions.InvalidURL as err:
             raise InvalidOption(f"'{public_url(url)}' is not a usable address.") from err
         except (requests.exceptions.InvalidHeader, UnicodeError):  # their messages show the header, which is secret
             raise InvalidOption("'headers' holds a header that HTTP does not allow.") from None
         except requests.exceptions.Timeout as err:
-            raise _Lost(f"{_origin(url)} does not answer ({_reason(err)})", ConnectionTimedOut) from err
+            raise _Lost(f"{_origin(url)} does not answer ({describe_cause(err)})", ConnectionTimedOut) from err
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
-            raise _Lost(f"{_origin(url)} cannot be reached ({_reason(err)})", ConnectionRefused) from err
+            raise _Lost(f"{_origin(url)} cannot be reached ({describe_cause(err)})", ConnectionRefused) from err
 
     def _check_answer(self, response: requests.Response) -> None:
         """Accepts an answer that continues at the current position; learns the size from it."""
@@ -427,26 +429,11 @@ def _basic_auth(username: str, password: str | None) -> tuple[str, str]:
 
 
 def _backoff(failures: int) -> float:
-    return min(0.5 * 2 ** (failures - 1), _MAX_PAUSE)
+    return min(0.5 * 2.0 ** (failures - 1), _MAX_PAUSE)
 
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and _NUMBER.fullmatch(text) else None
-
-
-def _innermost(err: BaseException) -> BaseException:
-    """The cause below all wrappings of urllib3 and requests."""
-    while True:
-        inner = getattr(err, "reason", None) or err.__cause__ or err.__context__
-        if not isinstance(inner, BaseException):
-            return err
-        err = inner
-
-
-def _reason(err: BaseException) -> str:
-    """The cause of an error of requests, in a few words without addresses of objects."""
-    err = _innermost(err)
-    return re.sub(r"<[^>]*>:? ?", "", getattr(err, "strerror", None) or str(err) or type(err).__name__)
 
 
 def _retry_after(response: requests.Response) -> float | None:

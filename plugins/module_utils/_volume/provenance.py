@@ -56,7 +56,7 @@ class Provenance:
 def read_provenance(fd: int, folder: int, name: str) -> Provenance | None:
     """The provenance of the open file C(fd), called C(name) in C(folder); None if it has none."""
     try:
-        data = os.getxattr(fd, XATTR)
+        data: bytes | None = os.getxattr(fd, XATTR)
     except OSError as err:
         if err.errno not in (errno.ENODATA, *_NO_XATTR):
             raise

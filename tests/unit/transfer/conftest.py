@@ -21,7 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenan
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "integration"))
-import faulty_proxy  # noqa: E402
+import faulty_proxy
 
 
 def make_content(size: int) -> bytes:

@@ -42,12 +42,18 @@ def test_an_unknown_algorithm_is_refused(name):
         f"SHA256 (image) = {SHA256}\n",
         f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{'0' * 64}  image.sig\n{SHA256}  image\n",
         f"{SHA256.upper()}\n",
+        f"{'0' * 32}  image\n{SHA256}  image\n{'0' * 128}  image\n",
     ],
 )
 def test_a_hash_is_found_in_a_list(text):
-    assert find_in_list(text, "image") == SHA256
+    assert find_in_list(text, "sha256", "image") == Digest("sha256", SHA256)
 
 
 @pytest.mark.parametrize("text", ["", f"{SHA256}  other\n", "<html>not found</html>", f"{SHA256}  image-2"])
 def test_a_list_without_the_file_has_no_hash(text):
-    assert find_in_list(text, "image") is None
+    assert find_in_list(text, "sha256", "image") is None
+
+
+def test_a_list_of_another_algorithm_is_said():
+    with pytest.raises(InvalidOption, match="64 digits"):
+        find_in_list(f"{SHA256}  image", "sha512", "image")

@@ -94,7 +94,7 @@ def test_a_sidecar_that_is_no_file_harms_nobody(mount, kind, suffix):
     with Disk(folder) as disk:
         assert disk.read() is None
         if kind == "folder":
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match="directory"):
                 disk.write(HELD)
         else:
             disk.write(HELD)
