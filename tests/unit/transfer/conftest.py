@@ -51,11 +51,11 @@ class Fetch:
     def __init__(self, folder):
         self.path = folder / "disk"
 
-    def __call__(self, url, size=None, expected=DIGEST, **options):
+    def __call__(self, url, size=None, expected=DIGEST, limit=None, **options):
         provenance = Provenance(url, None, None, None, None, "raw")
         source = HttpSource(url, size, HttpOptions(**{"timeout": 5, **options}))
         with contextlib.closing(source), FileVolume(str(self.path)) as volume, volume.staged(1) as staged:
-            received = receive(source, SparseWriter(staged.fd), expected, check_raw, Watcher())
+            received = receive(source, SparseWriter(staged.fd), expected, check_raw, Watcher(), limit)
             staged.publish(provenance, 0o600, False)
         assert self.path.read_bytes() == CONTENT
         return received

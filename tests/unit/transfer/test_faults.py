@@ -15,6 +15,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ConnectionRefused,
     ConnectionTimedOut,
     ImageNotFound,
+    ImageTooLarge,
     ImageNotReady,
     InvalidOption,
     SizeMismatch,
@@ -269,3 +270,9 @@ def test_what_is_no_address_is_refused(fetch, url):
 def test_a_header_that_http_does_not_allow_is_refused_and_not_shown(fetch, proxy):
     for value in ("secret\nX-Other: 1", "secret€"):
         assert "secret" not in fetch.fails(InvalidOption, proxy.url("/image"), headers={"X-Key": value})
+
+
+def test_a_body_of_unknown_size_has_a_limit(fetch, proxy):
+    proxy.programme(then=itertools.repeat(Fault(framing="close")))
+    fetch.fails(ImageTooLarge, proxy.url("/image"), limit=len(CONTENT) - 1)
+    fetch(proxy.url("/image"), limit=len(CONTENT))
