@@ -563,14 +563,24 @@ class EmbeddedCloud:
         """Whether both servers run."""
         return all(server.alive for server in self.servers.values())
 
-    def start(self) -> None:
-        """Start the cloud and wait until it can be used. Does nothing if it runs with the same options."""
+    @property
+    def leftovers(self) -> bool:
+        """Whether there is any process to stop, be it of a whole cloud or of one that died in part."""
+        return any(server.processes() for server in self.servers.values())
+
+    def runs_as_wanted(self) -> bool:
+        """Whether there is nothing to start. A cloud that runs with other options is an error."""
+        if self.running:
+            self._require_same_options()
+        return self.running
+
+    def start(self) -> bool:
+        """Start the cloud and wait until it can be used. False if it runs already, with the same options."""
         self._make_state_folder()
         with self._locked():
             self._load()
-            if self.running:
-                self._require_same_options()
-                return
+            if self.runs_as_wanted():
+                return False
             self._require_servers()
             self._stop_servers()
             try:
@@ -578,13 +588,17 @@ class EmbeddedCloud:
             except BaseException:
                 self._stop_servers()
                 raise
+            return True
 
-    def stop(self) -> None:
-        """Stop the cloud, which keeps its state folder. Does nothing if it does not run."""
-        if self._record.exists():
-            with self._locked():
-                self._load()
-                self._stop_servers()
+    def stop(self) -> bool:
+        """Stop the cloud, which keeps its state folder. False if nothing of it runs."""
+        if not self._record.exists():
+            return False
+        with self._locked():
+            self._load()
+            left = self.leftovers
+            self._stop_servers()
+            return left
 
     def __enter__(self) -> EmbeddedCloud:
         """Start the cloud."""
@@ -817,6 +831,22 @@ def show_started(cloud: EmbeddedCloud, seconds: float) -> None:
     )
 
 
+def show_change(cloud: EmbeddedCloud, changed: bool) -> None:
+    """Say for programs what was done, and where the cloud is if it was ever started."""
+    started = bool(cloud.keystone.port)
+    print(
+        json.dumps(
+            {
+                "changed": changed,
+                "clouds_yaml": str(cloud.clouds_yaml),
+                "auth_url": cloud.auth_url if started else None,
+                "image_url": cloud.image_url if started else None,
+                "ca_cert": str(cloud.ca_cert) if cloud.ca_cert else None,
+            }
+        )
+    )
+
+
 def show_status(cloud: EmbeddedCloud) -> None:
     """Say what runs."""
     for name, server in cloud.servers.items():
@@ -835,6 +865,11 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
+def quota(text: str) -> int | None:
+    """A quota from a command line."""
+    return int(text) or None
+
+
 def command_line() -> argparse.ArgumentParser:
     """The parser of the command line. A command's options are `CloudOptions` of the same names."""
     unset = argparse.SUPPRESS
@@ -842,15 +877,22 @@ def command_line() -> argparse.ArgumentParser:
     state.add_argument("--state", type=Path, metavar="DIR", help=f"the cloud's files (default: {CloudOptions().state})")
     parser = argparse.ArgumentParser(description="A real Glance and Keystone on loopback.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="start|stop|status")
-    start = commands.add_parser("start", parents=[state], argument_default=unset, help="start the cloud and say how")
+    change = argparse.ArgumentParser(add_help=False)
+    change.add_argument("--json", action="store_true", help="say for programs what was done")
+    change.add_argument("--dry-run", action="store_true", help="only say what would be done, as --json does")
+    start = commands.add_parser(
+        "start", parents=[state, change], argument_default=unset, help="start the cloud and say how"
+    )
     start.add_argument("--venv", type=Path, metavar="DIR", help="where the servers are installed (default: here)")
-    start.add_argument("--tls", action="store_true", help="serve HTTPS, with a CA of its own")
+    start.add_argument("--tls", action=argparse.BooleanOptionalAction, help="serve HTTPS, with a CA of its own")
     start.add_argument("--token-lifetime", type=int, metavar="SECONDS", help="until a token expires (default: 3600)")
     start.add_argument("--ranges", choices=RANGES, help="how downloads answer a Range header (default: serve)")
     start.add_argument("--stores", type=names, metavar="NAME,...", help="file stores (default: store1,store2)")
-    start.add_argument("--size-quota", type=int, metavar="BYTES", help="for the images of one project (default: none)")
+    start.add_argument(
+        "--size-quota", type=quota, metavar="BYTES", help="for the images of one project (default: 0, none)"
+    )
     start.add_argument("--import-hosts", type=names, metavar="HOST,...", help="for web-download (default: loopback)")
-    commands.add_parser("stop", parents=[state], argument_default=unset, help="stop it and keep its files")
+    commands.add_parser("stop", parents=[state, change], argument_default=unset, help="stop it and keep its files")
     commands.add_parser("status", parents=[state], argument_default=unset, help="exit code 0 if it runs, 3 if not")
     return parser
 
@@ -858,18 +900,21 @@ def command_line() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line program."""
     options = vars(command_line().parse_args(arguments))
-    command = options.pop("command")
+    command, for_programs, dry_run = options.pop("command"), options.pop("json", False), options.pop("dry_run", False)
     try:
         cloud = EmbeddedCloud(CloudOptions(**options))
-        if command == "start":
-            began = time.monotonic()
-            cloud.start()
-            show_started(cloud, time.monotonic() - began)
-        elif command == "stop":
-            cloud.stop()
-        else:
+        if command == "status":
             show_status(cloud)
             return 0 if cloud.running else 3
+        began = time.monotonic()
+        if dry_run:
+            changed = not cloud.runs_as_wanted() if command == "start" else cloud.leftovers
+        else:
+            changed = cloud.start() if command == "start" else cloud.stop()
+        if for_programs or dry_run:
+            show_change(cloud, changed)
+        elif command == "start":
+            show_started(cloud, time.monotonic() - began)
     except (CloudError, ValueError) as error:
         print(f"embedded_cloud: {error}", file=sys.stderr)
         return 1

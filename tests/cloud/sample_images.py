@@ -165,6 +165,28 @@ def filesystem_qcow2(size: int = 64 * MIB, *, compressed: bool = False, cache: P
     return cached(f"filesystem-{size}{'-compressed' if compressed else ''}.qcow2", raw.name, build, cache)
 
 
+# A big disk
+
+
+STRETCH = 32 * MIB
+
+
+def half_empty_raw(size: int = 3072 * MIB, *, cache: Path | None = None) -> Path:
+    """A raw disk that is worth watching on its way: stretches of noise and, as long as them, holes. Made in seconds."""
+
+    def build(image: Path, _work: Path) -> None:
+        noise = os.urandom(MIB)
+        with image.open("wb") as disk:
+            disk.truncate(size)
+            for start in range(0, size, 2 * STRETCH):
+                disk.seek(start)
+                for position in range(start, min(start + STRETCH, size), MIB):
+                    # No two blocks are the same, which storage could notice.
+                    disk.write((position.to_bytes(8, "little") + noise[8:])[: size - position])
+
+    return cached(f"half-empty-{size}.raw", (size, STRETCH), build, cache)
+
+
 # A Debian system
 
 
@@ -298,19 +320,24 @@ def prints(process: subprocess.Popen[bytes], text: bytes, timeout: float) -> boo
 
 
 class Sample(NamedTuple):
-    """An image of the command line program."""
+    """An image of the command line program. ``path`` takes the cache's folder, None for the default one."""
 
-    path: Callable[[], Path]
+    path: Callable[[Path | None], Path]
     description: str
 
 
 SAMPLES = {
-    "iso": Sample(iso, "bootable ISO, 2 MiB"),
-    "rescue": Sample(grub_rescue_iso, "bootable ISO, 5 MiB"),
-    "raw": Sample(filesystem_raw, "ext4 with real files, sparse, 64 MiB"),
-    "qcow2": Sample(filesystem_qcow2, "the same as qcow2"),
-    "compressed": Sample(lambda: filesystem_qcow2(compressed=True), "the same as qcow2 with compressed clusters"),
-    "system": Sample(debian_system_disk, "Debian that boots by itself, qcow2 (takes minutes the first time)"),
+    "iso": Sample(lambda _cache: iso(), "bootable ISO, 2 MiB"),
+    "rescue": Sample(lambda _cache: grub_rescue_iso(), "bootable ISO, 5 MiB"),
+    "raw": Sample(lambda cache: filesystem_raw(cache=cache), "ext4 with real files, sparse, 64 MiB"),
+    "qcow2": Sample(lambda cache: filesystem_qcow2(cache=cache), "the same as qcow2"),
+    "compressed": Sample(
+        lambda cache: filesystem_qcow2(compressed=True, cache=cache), "the same as qcow2 with compressed clusters"
+    ),
+    "half-empty": Sample(lambda cache: half_empty_raw(cache=cache), "raw disk, half noise and half holes, 3 GiB"),
+    "system": Sample(
+        lambda cache: debian_system_disk(cache=cache), "Debian that boots by itself, qcow2 (minutes the first time)"
+    ),
 }
 
 
@@ -320,7 +347,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the images there are")
     for name, sample in SAMPLES.items():
-        commands.add_parser(name, help=sample.description)
+        command = commands.add_parser(name, help=sample.description)
+        command.add_argument("--cache", type=Path, metavar="DIR", help=f"where it is kept (default: {default_cache()})")
     boot = commands.add_parser("boots", help="boot a disk: exit code 0 if a login prompt comes")
     boot.add_argument("disk", type=Path)
     boot.add_argument("--timeout", type=float, default=300, metavar="SECONDS")
@@ -331,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "boots":
             return 0 if boots(options.disk, options.timeout) else 1
         else:
-            print(SAMPLES[options.command].path())
+            print(SAMPLES[options.command].path(options.cache))
     except SampleError as error:
         print(f"sample_images: {error}", file=sys.stderr)
         return 1
