@@ -15,6 +15,10 @@ IN_TREE := cd $(TREE) && PYTHONPATH=$(CACHE)/collections
 help:  ## Show what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+demo: packages  ## Set up everything and show on this machine what the collection does
+	@$(MAKE) --no-print-directory --jobs=2 demo-venv cloud-venv tree
+	@bash -c 'source demo/activate && ansible-playbook demo/demo.yml'
+
 test: packages  ## Set up everything and run all checks and tests
 	@$(MAKE) --no-print-directory --jobs=2 setup
 	@$(MAKE) --no-print-directory lint hosts
@@ -35,6 +39,9 @@ cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine,
 docs: venv tree  ## Write the parts of the documentation that are made from the code
 	PYTHONPATH=$(CACHE)/collections $(VENV)/bin/python docs/list_errors.py
 
+bench: packages venv cloud-venv tree  ## Measure the import against what people use instead
+	@$(IN_TREE) $(VENV)/bin/python benchmarks/bench.py --venv $(CLOUD_VENV)
+
 clean:  ## Remove what make has set up in this clone
 	rm -rf $(CACHE)
 
@@ -49,6 +56,9 @@ venv:
 cloud-venv:
 	@$(MAKE_VENV) $(CLOUD_VENV) tests/cloud/requirements.txt --python 3.11
 
+demo-venv:
+	@$(MAKE_VENV) $(CACHE)/demo-venv requirements.txt demo/requirements.txt --python 3.11
+
 newest-venv:
 	@$(MAKE_VENV) $(IMAGEFERRY_NEWEST_VENV) requirements.txt tests/requirements-newest.txt --python 3.12-3.14 --optional
 
@@ -59,4 +69,5 @@ tree:
 	@mkdir -p $(dir $(TREE))
 	@ln -sfn $(CURDIR) $(TREE)
 
-.PHONY: help test lint sanity hosts cloud docs clean packages setup venv cloud-venv newest-venv host39-venv tree
+.PHONY: help demo test lint sanity hosts cloud docs bench clean packages setup
+.PHONY: venv cloud-venv demo-venv newest-venv host39-venv tree
