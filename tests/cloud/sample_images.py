@@ -149,7 +149,9 @@ def filesystem_raw(size: int = 64 * MIB, *, cache: Path | None = None) -> Path:
         real_files(library, files, size // 4)
         with image.open("wb") as disk:
             disk.truncate(size)
-        run(tool("mke2fs"), "-q", "-F", "-t", "ext4", "-m", "0", "-L", "imageferry", "-d", files, image)
+        inodes = sum(1 for _entry in files.rglob("*")) + 1024  # many files are smaller than mke2fs expects
+        options = ("-t", "ext4", "-m", "0", "-N", str(inodes), "-L", "imageferry")
+        run(tool("mke2fs"), "-q", "-F", *options, "-d", files, image)
 
     return cached(f"filesystem-{size}.raw", (size, library, sys.version), build, cache)
 
