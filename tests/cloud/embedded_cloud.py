@@ -363,7 +363,7 @@ def glance_config(folder: Path, options: CloudOptions, urls: Mapping[str, str], 
                 "image_cache_dir": folder / "cache",
                 "public_endpoint": urls["glance"],
                 "worker_self_reference_url": urls["glance"],
-                "user_storage_quota": options.size_quota or 0,
+                "use_keystone_limits": options.size_quota is not None,
             },
             "database": {"connection": f"sqlite:///{folder / 'glance.db'}"},
             "glance_store": {"default_backend": options.stores[0]},
@@ -386,6 +386,19 @@ def glance_config(folder: Path, options: CloudOptions, urls: Mapping[str, str], 
                 "token_cache_time": 300 if options.token_lifetime >= 600 else -1,
                 "service_token_roles": "service",
                 "service_token_roles_required": True,
+            },
+            # Where Glance looks up its limits, and who it is there.
+            "oslo_limit": {
+                "auth_url": urls["keystone"],
+                "auth_type": "password",
+                "username": GLANCE_USER.name,
+                "password": GLANCE_USER.password,
+                "user_domain_id": "default",
+                "system_scope": "all",
+                "cafile": ca_cert or "",
+                "endpoint_service_type": "image",
+                "endpoint_region_name": REGION,
+                "endpoint_interface": "public",
             },
         }
     )
@@ -486,6 +499,22 @@ class Identity:
         user_id = self.ensure("user", user.name, domain_id="default", password=user.password)
         for role in user.roles:
             self.call("PUT", f"/projects/{project_id}/users/{user_id}/roles/{self.ensure('role', role)}")
+
+    def ensure_limits(self, size_quota: int) -> None:
+        """Let a project's images take so many bytes, which Keystone counts in MiB, and Glance look that up."""
+        user_id = self.ensure("user", GLANCE_USER.name)
+        self.call("PUT", f"/system/users/{user_id}/roles/{self.ensure('role', 'reader')}")
+        service_id = self.ensure("service", "glance", type="image")
+        found, _token = self.call("GET", f"/registered_limits?service_id={service_id}")
+        for limit in found["registered_limits"]:
+            self.call("DELETE", f"/registered_limits/{limit['id']}")
+        size = -(-size_quota // 1024**2)
+        limits = {"size_total": size, "stage_total": size, "count_total": 1000, "count_uploading": 100}
+        entries = [
+            {"service_id": service_id, "region_id": REGION, "resource_name": f"image_{name}", "default_limit": value}
+            for name, value in limits.items()
+        ]
+        self.call("POST", "/registered_limits", {"registered_limits": entries})
 
     def ensure_service(self, name: str, kind: str, url: str) -> None:
         """Enter a service in the catalogue, or its address of today where it had another one."""
@@ -799,6 +828,8 @@ class EmbeddedCloud:
             identity.ensure_user(user)
         identity.ensure_service("keystone", "identity", self.auth_url)
         identity.ensure_service("glance", "image", self.image_url)
+        if self.options.size_quota is not None:
+            identity.ensure_limits(self.options.size_quota)
 
 
 def in_parallel(tasks: Iterable[Callable[[], None]]) -> None:

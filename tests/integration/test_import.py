@@ -10,12 +10,13 @@ import os
 import pwd
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Playbook, running_cloud, upload
+from conftest import Playbook, openstack, running_cloud, upload
 from faulty_proxy import FileServer
 
 
@@ -253,3 +254,61 @@ def test_tls_is_checked_by_the_host_too(tmp_path, disk_files):
         )
         plain = f"url: {cloud.image_url}/\nsource_format: raw\nallow_unverified: true\npath: {tmp_path}/other"
         assert run(plain)["error"] == "tls_untrusted"
+
+
+@pytest.fixture
+def hostile(cloud, disk_files, tmp_path):
+    """An image that became dangerous in its store: Glance itself takes none with a backing file any more."""
+    image_id = upload(cloud, "hostile", disk_files["disk-qcow2"], "qcow2")
+    bad = tmp_path / "bad.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", bad, "64M"], check=True
+    )
+    stored = cloud.glance.folder / "store1" / image_id
+    with stored.open("r+b") as file:
+        file.write(bad.read_bytes()[: 64 * 1024])
+    bad.unlink()
+    yield image_id
+    openstack(cloud, "image", "delete", image_id)
+
+
+def test_a_hostile_image_is_refused_before_a_byte_lands(import_image, find_images, cloud, hostile, tmp_path):
+    (found,) = find_images(f"cloud: demo\nimage: {hostile}\ninspect: always")["glance_images"]
+    assert found["safety"]["verdict"] == "unsafe" and "backing file" in found["safety"]["reason"]
+
+    bodies = cloud.glance_access_log.read_text().count(f"{hostile}/file")
+    result = import_image(f"cloud: demo\nimage: {hostile}\npath: {tmp_path}/volume")
+    assert result["error"] == "unsafe_image" and os.listdir(tmp_path) == ["play"]
+    assert cloud.glance_access_log.read_text().count(f"{hostile}/file") == bodies + 1, "only its header was read"
+
+
+def test_a_hostile_image_is_refused_by_the_host_too(import_image, web_server, tmp_path):
+    bad = web_server.folder / "bad.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", bad, "64M"], check=True
+    )
+    task = f"url: {web_server.url('/bad.qcow2')}\nsource_format: qcow2\npath: {tmp_path}/volume\n"
+    result = import_image(f"{task}checksum: sha512:{sha512(bad)}")
+    assert result["error"] == "unsafe_image" and os.listdir(tmp_path) == ["play"]
+
+
+def test_the_playbook_imports_and_sums_up(import_image, cloud, images, tmp_path):
+    command = [import_image.program, "imageferry.glance.import_image", "-i", "host0,", "-c", "local"]
+    command += ["-e", f"ansible_python_interpreter={sys.executable}", "-e", "cloud=demo"]
+
+    def play(*arguments):
+        run = subprocess.run(
+            [*command, *arguments], env=import_image.environment, capture_output=True, text=True, check=False
+        )
+        return run.returncode, run.stdout + run.stderr
+
+    where = f"path={tmp_path}/volume"
+    assert play("-e", "image=disk-qcow2", "-e", where, "--check")[0] == 0 and not (tmp_path / "volume").exists()
+    code, output = play("-e", "image=disk-qcow2", "-e", where, "-e", "file_mode=0640")
+    assert code == 0 and "host0  changed  Imported: " in output, output
+    assert (tmp_path / "volume").stat().st_mode & 0o777 == 0o640
+    code, output = play("-e", "image=disk-qcow2", "-e", where, "-e", "file_mode=0640")
+    assert code == 0 and "host0  ok       Nothing to do: " in output and "changed=0" in output
+    code, output = play("-e", "image=nowhere", "-e", where)
+    assert code == 2 and "host0  failed   No image has the id or name 'nowhere'." in output
+    assert "Say what to import" in play("-e", "image=disk-qcow2")[1]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import yaml
-from conftest import Playbook, running_cloud
+from conftest import MIB, Playbook, running_cloud, upload
 
 
 @pytest.fixture
@@ -90,6 +90,15 @@ def test_many_hosts_ask_once(look, cloud):
     before = len(cloud.glance_access_log.read_text().splitlines())
     assert len(look("cloud: demo", hosts=20)) == 20
     assert len(cloud.glance_access_log.read_text().splitlines()) - before <= 10
+
+
+def test_a_quota_is_told_where_there_is_one(look, tmp_path):
+    assert look("cloud: demo")["provider"]["quota"] == {}
+    with running_cloud(tmp_path / "cloud", size_quota=3 * MIB) as cloud:
+        (tmp_path / "disk").write_bytes(bytes(2 * MIB))
+        upload(cloud, "disk", tmp_path / "disk", "raw")
+        result = Playbook(tmp_path / "other", cloud)("cloud: demo", module="glance_provider_info")
+    assert result["provider"]["quota"]["image_size_total"] == {"limit": 3, "usage": 2}
 
 
 def test_a_certificate_has_to_be_trusted(tmp_path):
