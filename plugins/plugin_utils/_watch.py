@@ -22,8 +22,8 @@ WORTH_WATCHING = 64 * 1024**2
 """Bytes; a smaller transfer is over before anybody could look."""
 
 _LONGEST = 7 * 24 * 3600  # seconds; a transfer ends by itself long before, see ABANDONED_AFTER
-_FIRST_WAIT, _WAIT, _LONG_WAIT = 1.0, 5.0, 15.0  # seconds between two lines of progress
-_LONG = 120.0  # seconds after which lines come more slowly
+_WAITS = ((1.0, 1.0), (10.0, 2.0), (120.0, 5.0))  # until so many seconds have passed, so many between two lines
+_LONG_WAIT = 15.0
 _SILENCE = 30.0  # seconds that a transfer may take to begin, or its result to appear
 _RECONNECT = 30.0  # seconds to try to reach a host again, less than ABANDONED_AFTER
 
@@ -99,9 +99,7 @@ class _Watcher:
 
     def _wait(self) -> float:
         elapsed = time.monotonic() - self._begun
-        if elapsed < _FIRST_WAIT:
-            return _FIRST_WAIT
-        return _WAIT if elapsed < _LONG else _LONG_WAIT
+        return next((wait for until, wait in _WAITS if elapsed < until), _LONG_WAIT)
 
     def _check_silence(self) -> None:
         if time.monotonic() - self._heard > _SILENCE:
