@@ -8,11 +8,11 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   timeout:
-    description: Seconds without a byte after which a connection is given up, and made again.
+    description: Seconds without a byte, or with hardly any, after which a connection is given up, and made again.
     type: int
     default: 60
   retries:
-    description: How often in a row to try again without getting any further.
+    description: How often in a row to try again without getting any further, and how often to begin again.
     type: int
     default: 5
   progress:

@@ -23,6 +23,8 @@ class FerryError(Exception):
 
     code = "internal_error"
     remedy = "This is a fault of imageferry.glance; please report it with the output of -vvv."
+    resumable = False
+    """Whether what a transfer had brought by then is worth continuing."""
 
     def __init__(self, what: str, remedy: str | None = None, **facts: t.Any) -> None:
         self.what = what
@@ -111,6 +113,7 @@ class ConnectionRefused(FerryError):
 
     code = "connection_failed"
     remedy = "Check the address, the service behind it, and the network between."
+    resumable = True
 
 
 class ConnectionTimedOut(FerryError):
@@ -118,6 +121,7 @@ class ConnectionTimedOut(FerryError):
 
     code = "connection_timeout"
     remedy = "Check the network between, or raise the time-out."
+    resumable = True
 
 
 class CloudError(FerryError):
@@ -222,20 +226,23 @@ class TokenExpired(FerryError):
 
     code = "token_expired"
     remedy = "Run again; with 'async' and 'poll: 0' the token must live as long as the transfer."
+    resumable = True
 
 
 class TransferFailed(FerryError):
     """The server or the network failed, more often than was to be tried."""
 
     code = "transfer_failed"
-    remedy = "Check the server and the network, or raise 'retries'."
+    remedy = "Check the server and the network, or raise 'retries'; the next run goes on where this one ended."
+    resumable = True
 
 
 class Abandoned(FerryError):
     """The controller that had started the transfer is gone."""
 
     code = "abandoned"
-    remedy = "Run again."
+    remedy = "Run again; the transfer goes on where this one ended."
+    resumable = True
 
 
 class TransferLost(FerryError):

@@ -18,7 +18,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, ImageFacts, check_head
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import BUFFER, Received, receive
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import BUFFER, Received, Reception
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume, storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
@@ -95,7 +95,7 @@ def carry_out(
     """
     plan = make_plan(request, volume)
     if plan.action in ("import", "replace"):
-        with volume.staged(request.lock_timeout) as staged:
+        with volume.staged(request.lock_timeout, request.wanted if request.digest else None) as staged:
             plan = make_plan(request, volume)  # again: another import may have ended while this one waited
             if plan.action in ("import", "replace"):
                 return plan, _fetch(request, volume, source, watcher, staged, plan)
@@ -118,14 +118,15 @@ def _fetch(
     def check_first(head: bytes, size: int | None) -> None:
         _judge(request, head, size)
         if size is not None and request.wanted.format != "raw":  # a raw disk may be mostly holes
-            volume.check_space(size)
+            volume.check_space(size - staged.held)
 
     limit = request.max_virtual_size * (_QCOW2_OVERHEAD if is_qcow2 else 1)
     with storage_errors(f"write {volume.path}"):
-        received = receive(source, SparseWriter(staged.fd), request.digest, check_first, watcher, limit)
-    if not received.bytes:
+        reception = Reception(source, SparseWriter(staged.fd), request.digest, check_first, watcher, limit)
+        received = reception.run(staged.held)
+    if not received.size:
         raise DamagedImage("The image is empty.")
-    _judge(request, os.pread(staged.fd, HEAD_SIZE, 0), received.bytes)
+    _judge(request, os.pread(staged.fd, HEAD_SIZE, 0), received.size)
     if is_qcow2:
         qemu_img.check(staged.fd, "qcow2")
     existing = volume.stat()
@@ -133,7 +134,7 @@ def _fetch(
     if over and existing is not None:
         volume.check_not_in_use()
     mode = existing.st_mode & 0o7777 if existing is not None else request.mode
-    staged.publish(dataclasses.replace(request.wanted, size=received.bytes), mode, over)
+    staged.publish(dataclasses.replace(request.wanted, size=received.size), mode, over)
     return received
 
 

@@ -24,7 +24,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import import (
     make_plan,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received
@@ -160,7 +160,7 @@ def _result(
         changed = module.set_fs_attributes_if_different(attributes, changed, diff=news)
     result = {
         "changed": changed,
-        "msg": f"{_DONE[plan.action][module.check_mode]}: {plan.reason}.",
+        "msg": f"{_DONE[plan.action][module.check_mode]}: {plan.reason}{_how(received)}.",
         "volume": describe_volume(volume, request.wanted.format),
         "image": module.params["_image"] or {"url": request.wanted.source},
         "diff": diff,
@@ -168,6 +168,15 @@ def _result(
     if received is not None:
         result["transfer"] = received.to_dict()
     return result
+
+
+def _how(received: Received | None) -> str:
+    """What is remarkable about a transfer, to go on a sentence with."""
+    if received is None:
+        return ""
+    if received.resumed_from:
+        return f"; an earlier run had brought {format_size(received.resumed_from)} of {format_size(received.size)}"
+    return f"; it was started over, as {received.restarted}" if received.restarted else ""
 
 
 def _diff(provenance: Provenance | None) -> dict[str, t.Any]:

@@ -17,6 +17,9 @@ description:
   - With O(url) instead of O(image) the host reads from any HTTP or HTTPS server, and no OpenStack is involved.
   - Zeros become holes. Where the image came from is kept with the file, so that a second run changes nothing, even
     after a guest has written to the disk.
+  - An import that was interrupted, by the network, a time-out, or the end of its process or its host, leaves a hidden
+    partial file beside O(path); the next run goes on with it, after seeing that it is the same image, and verifies the
+    whole. Without a hash, or on a file system without extended attributes, it starts over.
   - Images that could open other files on the host, are not in the format that is said of them, or are damaged, are
     refused before a byte lands, and once more from the bytes that landed.
 options:
@@ -131,9 +134,31 @@ image:
   type: dict
 transfer:
   description:
-    - What was moved, C(bytes), C(zero_bytes), C(seconds), C(rate), C(resumed_from), C(reconnects), C(restarts).
+    - What was moved.
   returned: when bytes were moved
   type: dict
+  contains:
+    bytes:
+      description: Bytes that came over the network in this run.
+      type: int
+    resumed_from:
+      description: Bytes that an earlier run had brought already.
+      type: int
+    zero_bytes:
+      description: Bytes of them that are zeros, and became holes.
+      type: int
+    seconds:
+      description: Seconds that it took.
+      type: float
+    rate:
+      description: Bytes a second.
+      type: int
+    reconnects:
+      description: How often a connection was made again.
+      type: int
+    restarts:
+      description: How often it began again from the first byte.
+      type: int
 """
 
 from ansible.module_utils.basic import AnsibleModule

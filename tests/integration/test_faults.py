@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import receive
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
@@ -128,7 +128,7 @@ def test_a_real_glance_continues_after_a_cut_and_a_renewed_token(cloud, images, 
     try:
         proxy.programme(Fault(), Fault(cut=20 * MIB))  # the first is Glance's own 401
         with open(tmp_path / "disk", "w+b") as file:
-            received = receive(source, SparseWriter(file.fileno()), digest, lambda *_: None, SilentControl())
+            received = Reception(source, SparseWriter(file.fileno()), digest, lambda *_: None, SilentControl()).run()
     finally:
         source.close()
         proxy.stop()

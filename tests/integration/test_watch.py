@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -40,8 +41,8 @@ def slow(import_image, cloud):
     """Starts an import that halts for a while in the middle."""
     proxy = FaultyProxy(cloud.image_url)
 
-    def start(path, stall, *arguments, options="", **keywords):
-        proxy.programme(*LOOKS, Fault(cut=32 * MIB, stall=stall))
+    def start(path, stall, *arguments, options="", cut=32 * MIB, **keywords):
+        proxy.programme(*LOOKS, Fault(cut=cut, stall=stall))
         task = f"{through_proxy(cloud, proxy)}\nimage: disk-raw\npath: {path}\n{options}"
         return import_image.start(task, *arguments, **keywords)
 
@@ -54,7 +55,7 @@ def partial(path):
 
 
 def has_begun(path):
-    return partial(path).exists() and partial(path).stat().st_blocks > 0
+    return partial(path).exists() and partial(path).stat().st_size > 0
 
 
 def same(path, other):
@@ -108,7 +109,7 @@ def test_a_token_that_cannot_be_renewed_is_said(short_cloud, tmp_path):
         short_cloud.start()
         proxy.stop()
     assert result["failed"] and result["error"] == "token_expired", result
-    assert os.listdir(tmp_path) == ["play"]
+    assert run(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume")["transfer"]["resumed_from"] > 0, run.output
 
 
 @pytest.mark.parametrize("poll", [1, 0])
@@ -161,15 +162,30 @@ def test_a_password_in_auth_masks_nothing_and_is_not_shown(import_image, cloud, 
     assert "demo-pw" not in import_image.output
 
 
-def test_a_killed_transfer_is_lost_and_the_next_run_succeeds(slow, import_image, images, tmp_path):
-    run = slow(tmp_path / "volume", 30)
+@pytest.mark.parametrize("percent", [30, 60, 90])
+def test_a_killed_transfer_is_gone_on_with(slow, import_image, images, tmp_path, percent):
+    size = 64 * MIB * percent // 100
+    run = slow(tmp_path / "volume", 60, cut=size)
     wait_for(lambda: has_begun(tmp_path / "volume"))
-    (module,) = [path for path in programs_with(b"/AnsiballZ_glance_image_import.py") if b"async" not in read(path)]
+    programs = programs_with(str(import_image.home).encode())
+    (module,) = [path for path in programs if b"_image_import.py" in read(path) and b"async" not in read(path)]
+    wait_for(lambda: progress(import_image.home) >= size // MIB * MIB)
     os.kill(int(module.parent.name), signal.SIGKILL)
     result = import_image.finish(run)
-    assert result["failed"] and not (tmp_path / "volume").exists()
-    assert import_image(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume")["changed"]
+    assert result["failed"] and sorted(os.listdir(tmp_path)) == [partial(tmp_path / "volume").name, "play"]
+
+    result = import_image(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume")
+    transfer = result["transfer"]
+    assert 0 < transfer["resumed_from"] <= size and transfer["bytes"] == 64 * MIB - transfer["resumed_from"]
+    assert "an earlier run had brought" in result["msg"]
     assert same(images["disk-raw"], tmp_path / "volume") and sorted(os.listdir(tmp_path)) == ["play", "volume"]
+    assert not import_image(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume")["changed"]
+
+
+def progress(home):
+    """The bytes that have arrived, as the host tells its watcher."""
+    told = [json.loads(path.read_text()) for path in (home / ".ansible_async").glob("*/progress.json")]
+    return told[0]["position"] if told else 0
 
 
 def test_a_transfer_that_nobody_watches_ends(slow, import_image, tmp_path):
@@ -180,7 +196,9 @@ def test_a_transfer_that_nobody_watches_ends(slow, import_image, tmp_path):
     run.communicate()
     assert programs_with(str(import_image.home).encode())
     wait_for(lambda: not programs_with(str(import_image.home).encode()), timeout=70)
-    assert os.listdir(tmp_path) == ["play"]
+    assert sorted(os.listdir(tmp_path)) == [partial(tmp_path / "volume").name, "play"]
+    result = import_image(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume")
+    assert result["transfer"]["resumed_from"] > 0
 
 
 def programs_with(text):

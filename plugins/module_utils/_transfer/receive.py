@@ -21,6 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource, StartOver
 
 BUFFER = 1 << 20
+HEAD = 1 << 16
 _BUFFERS = 8
 
 
@@ -35,6 +36,9 @@ class Sink(t.Protocol):
     def write(self, buffer: bytearray, length: int, offset: int) -> None:
         """Writes the first C(length) bytes of C(buffer) at C(offset)."""
 
+    def read_back(self, end: int) -> t.Iterator[memoryview]:
+        """The first C(end) bytes, as an earlier run has written them, piece by piece."""
+
     def finish(self, size: int) -> None:
         """Completes the C(size) bytes, durably."""
 
@@ -48,119 +52,141 @@ class Watcher(t.Protocol):
 
 @dataclasses.dataclass
 class Received:
-    """What a transfer did: bytes, seconds, and whether it had to start over."""
+    """What a transfer did.
 
-    bytes: int
+    :param size: bytes of the whole object.
+    :param resumed_from: bytes of it that were there already.
+    :param restarted: why it had to start over, the last time; None if it had not to.
+    """
+
+    size: int
+    resumed_from: int
     zero_bytes: int
     seconds: float
     digest: Digest | None
     reconnects: int
     restarts: int
+    restarted: str | None
 
     def to_dict(self) -> dict[str, t.Any]:
         """The C(transfer) of a task's result."""
+        moved = self.size - self.resumed_from
         return {
-            "bytes": self.bytes,
+            "bytes": moved,
             "zero_bytes": self.zero_bytes,
             "seconds": round(self.seconds, 3),
-            "rate": int(self.bytes / self.seconds) if self.seconds else 0,
-            "resumed_from": 0,
+            "rate": int(moved / self.seconds) if self.seconds else 0,
+            "resumed_from": self.resumed_from,
             "reconnects": self.reconnects,
             "restarts": self.restarts,
         }
 
 
-def receive(
-    source: HttpSource,
-    sink: Sink,
-    expected: Digest | None,
-    check_head: t.Callable[[bytes, int | None], t.Any],
-    watcher: Watcher,
-    limit: int | None = None,
-) -> Received:
-    """Carries all bytes of C(source) to C(sink), and verifies them.
+@dataclasses.dataclass
+class Reception:
+    """Carries all bytes of a source to a sink, and verifies them.
 
     :param expected: the hash that the bytes must have; None carries them unverified.
     :param check_head: called with the first bytes and the size, before anything is written; raises to refuse.
     :param limit: the bytes that may arrive, of an image whose size nobody told.
-    :raises ImageTooLarge: more arrived.
-    :raises ChecksumMismatch, SizeMismatch: other bytes arrived than promised, also at the second attempt.
-    :raises FerryError, OSError: the source, the check or the sink failed.
     """
-    started = time.monotonic()
-    second = False  # whether bytes that were not the promised ones have arrived already
-    while True:
+
+    source: HttpSource
+    sink: Sink
+    expected: Digest | None
+    check_head: t.Callable[[bytes, int | None], t.Any]
+    watcher: Watcher
+    limit: int | None = None
+
+    def run(self, held: int = 0) -> Received:
+        """Carries what is missing.
+
+        :param held: the bytes that the sink has from an earlier run, a multiple of its block.
+        :raises ImageTooLarge: more arrived than L(limit).
+        :raises ChecksumMismatch, SizeMismatch: other bytes arrived than promised, also at the second attempt.
+        :raises FerryError, OSError: the source, the check or the sink failed.
+        """
+        started = time.monotonic()
+        source = self.source
+        restarted: str | None = None
+        second = False  # whether bytes that were not the promised ones have arrived already
+        while True:
+            try:
+                digest = self._receive(held)
+                break
+            except StartOver as err:
+                restarted = str(err)
+                source.restart(err)
+            except (ChecksumMismatch, SizeMismatch) as err:
+                if second:
+                    raise
+                second, restarted = True, "other bytes arrived than were promised"
+                source.restart(err)
+            held = 0
+            self.sink.restart()
+        self.sink.finish(source.position)
+        return Received(
+            source.position, held, self.sink.zero_bytes, time.monotonic() - started, digest, source.reconnects,
+            source.restarts, restarted,
+        )  # fmt: skip
+
+    def _receive(self, held: int) -> Digest | None:
+        """One attempt; the hash of all bytes."""
+        hasher = self.expected.hasher() if self.expected else None
+        if held:
+            self._read_back(held, hasher)
+        pool = _BufferPool()
+        stages = [_Stage(pool, self.sink.write)]
+        if hasher is not None:
+            stages.append(_Stage(pool, lambda buffer, length, _offset: _hash(hasher, buffer, length)))
         try:
-            digest = _receive_once(source, sink, expected, check_head, watcher, limit)
-            if expected is not None and digest != expected:
-                raise ChecksumMismatch(
-                    f"The {expected.algorithm} of the {source.position} bytes received is {digest and digest.value}, "
-                    f"not {expected.value}."
-                )
-            break
-        except StartOver as err:
-            source.restart(err)
-        except (ChecksumMismatch, SizeMismatch) as err:
-            if second:
-                raise
-            second = True
-            source.restart(err)
-        sink.restart()
-    sink.finish(source.position)
-    seconds = time.monotonic() - started
-    return Received(source.position, sink.zero_bytes, seconds, digest, source.reconnects, source.restarts)
-
-
-def _receive_once(
-    source: HttpSource,
-    sink: Sink,
-    expected: Digest | None,
-    check_head: t.Callable[[bytes, int | None], t.Any],
-    watcher: Watcher,
-    limit: int | None,
-) -> Digest | None:
-    hasher = expected.hasher() if expected else None
-    pool = _BufferPool()
-    stages = [_Stage(pool, sink.write)]
-    if hasher is not None:
-        stages.append(_Stage(pool, lambda buffer, length, _offset: _hash(hasher, buffer, length)))
-    try:
-        _pump(source, pool, stages, check_head, watcher, limit)
-    finally:
-        for stage in stages:
-            stage.stop()
-    for stage in stages:
-        stage.check()
-    return Digest(expected.algorithm, hasher.hexdigest()) if expected and hasher else None
-
-
-def _pump(
-    source: HttpSource,
-    pool: _BufferPool,
-    stages: list[_Stage],
-    check_head: t.Callable[[bytes, int | None], t.Any],
-    watcher: Watcher,
-    limit: int | None,
-) -> None:
-    """Reads buffer after buffer and hands each to all stages."""
-    offset = 0
-    while True:
-        buffer = pool.take(len(stages))
-        with memoryview(buffer) as view:
-            length = source.readinto(view)
-        if offset == 0:
-            check_head(bytes(buffer[: min(length, 1 << 16)]), source.size)
-        if limit is not None and offset + length > limit:
-            raise ImageTooLarge(f"More than the {limit} bytes ({format_size(limit)}) that are allowed arrive.")
-        if length:
+            self._pump(pool, stages, held)
+        finally:
             for stage in stages:
-                stage.put(buffer, length, offset)
-        offset += length
-        watcher.advance(offset, source.size)
-        if length < BUFFER:
-            break
-    if source.size is not None and offset != source.size:
-        raise SizeMismatch(f"{offset} bytes arrived of {source.size}.")
+                stage.stop()
+        for stage in stages:
+            stage.check()
+        if self.expected is None or hasher is None:
+            return None
+        digest = Digest(self.expected.algorithm, hasher.hexdigest())
+        if digest != self.expected:
+            raise ChecksumMismatch(
+                f"The {digest.algorithm} of the {self.source.position} bytes received is {digest.value}, "
+                f"not {self.expected.value}."
+            )
+        return digest
+
+    def _read_back(self, held: int, hasher: t.Any) -> None:
+        """Judges and hashes what an earlier run has brought: a hash cannot be gone on with otherwise."""
+        position = 0
+        for piece in self.sink.read_back(held):
+            if position == 0:
+                self.check_head(bytes(piece[:HEAD]), self.source.size)
+            hasher.update(piece)
+            position += len(piece)
+            self.watcher.advance(position, self.source.size)
+        self.source.begin_at(held)
+
+    def _pump(self, pool: _BufferPool, stages: list[_Stage], offset: int) -> None:
+        """Reads buffer after buffer and hands each to all stages."""
+        source = self.source
+        while True:
+            buffer = pool.take(len(stages))
+            with memoryview(buffer) as view:
+                length = source.readinto(view)
+            if offset == 0:
+                self.check_head(bytes(buffer[: min(length, HEAD)]), source.size)
+            if self.limit is not None and offset + length > self.limit:
+                raise ImageTooLarge(f"More than the {self.limit} bytes ({format_size(self.limit)}) allowed arrive.")
+            if length:
+                for stage in stages:
+                    stage.put(buffer, length, offset)
+            offset += length
+            self.watcher.advance(offset, source.size)
+            if length < BUFFER:
+                break
+        if source.size is not None and offset != source.size:
+            raise SizeMismatch(f"{offset} bytes arrived of {source.size}.")
 
 
 def _hash(hasher: t.Any, buffer: bytearray, length: int) -> None:

@@ -162,6 +162,10 @@ class HttpSource:
         self._hang_up()
         self._session.close()
 
+    def begin_at(self, position: int) -> None:
+        """Has the first request ask for what comes from C(position) on, as the bytes before are there already."""
+        self.position = position
+
     def restart(self, why: StartOver | FerryError) -> None:
         """Goes back to the first byte, and asks for no ranges any more; waits before, longer each time.
 
@@ -350,16 +354,16 @@ class HttpSource:
             self._check_range(response)
         elif status == 200:
             if self.position:
-                raise StartOver("the connection broke, and the server does not continue in the middle")
+                raise StartOver("the server does not continue in the middle")
             self._check_length(response)
         elif self.position and status in (400, 416, 501):
-            raise StartOver(f"the connection broke, and the server answered {status} to a Range")
+            raise StartOver(f"the server answered {status} to a Range")
         elif status in _RETRIED:
             raise _Lost(f"the server answered {status} {response.reason}", pause=_retry_after(response))
         else:
             raise _refusal(status, response.reason, public_url(self.url))
         entity = (response.headers.get("ETag"), response.headers.get("Last-Modified"))
-        if self.position and self._entity != entity:
+        if self.position and self._entity not in (None, entity):
             raise StartOver("the object was replaced by another meanwhile")
         self._entity = entity
 

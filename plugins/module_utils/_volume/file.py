@@ -30,9 +30,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
     Provenance,
+    read_mark,
     read_provenance,
+    write_mark,
     write_provenance,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL = 0.2
@@ -77,7 +80,8 @@ class FileVolume:
     def provenance(self) -> Provenance | None:
         """Which image the file holds, as far as is known."""
         with self.open() as fd:
-            return read_provenance(fd, self._folder, self.name)
+            held = read_provenance(fd, self._folder, self.name)
+        return held if held and held.imported_at else None  # a partial file that somebody renamed is none
 
     @contextlib.contextmanager
     def open(self) -> t.Iterator[int]:
@@ -114,18 +118,28 @@ class FileVolume:
             raise NoSpace(f"{self.path} needs {size} bytes, and its file system has {free} free.")
 
     @contextlib.contextmanager
-    def staged(self, wait: float) -> t.Iterator[StagedFile]:
-        """A partial file of one's own beside the file, removed at the end unless it was published.
+    def staged(self, wait: float, wanted: Provenance | None) -> t.Iterator[StagedFile]:
+        """A partial file of one's own beside the file.
+
+        Unless it was published it is removed at the end, or kept for the next run where that can go on with it.
 
         :param wait: the seconds to wait for another import to the same path.
+        :param wanted: what will be written, to go on where an earlier run ended; None to begin from nothing.
         :raises VolumeInUse: the other import went on for longer.
         """
         fd = self._lock_partial(time.monotonic() + wait)
         staged = StagedFile(self, fd)
+        keep = False
         try:
+            with storage_errors(f"prepare {self.partial} beside {self.path}"):
+                staged.prepare(wanted)
             yield staged
+        except BaseException as err:
+            interrupted = err.resumable if isinstance(err, FerryError) else not isinstance(err, Exception)
+            keep = interrupted and wanted is not None and os.fstat(fd).st_size > 0
+            raise
         finally:
-            if not staged.published and self._is_partial(fd):
+            if not staged.published and not keep and self._is_partial(fd):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.partial, dir_fd=self._folder)
             os.close(fd)
@@ -170,7 +184,6 @@ class FileVolume:
                 os.unlink(self.partial, dir_fd=self._folder)  # the name only; the file behind it is not ours to write
                 return False
             os.fchmod(fd, 0o600)
-            os.ftruncate(fd, 0)
         return True
 
     def _is_partial(self, fd: int) -> bool:
@@ -220,7 +233,18 @@ class StagedFile:
     def __init__(self, volume: FileVolume, fd: int) -> None:
         self.fd = fd
         self.published = False
+        self.held = 0  # bytes at its beginning that an earlier run has brought
         self._volume = volume
+
+    def prepare(self, wanted: Provenance | None) -> None:
+        """Keeps what an earlier run has brought of C(wanted), nothing else."""
+        mark = read_mark(self.fd) if wanted else None
+        if wanted and mark and mark.is_same_download(wanted):
+            # Bytes are written in their order, so all before the last one are there; that one may be half of a block.
+            self.held = os.fstat(self.fd).st_size // BLOCK * BLOCK
+        os.ftruncate(self.fd, self.held)
+        if wanted:
+            write_mark(wanted, self.fd)
 
     def publish(self, provenance: Provenance, mode: int, over: bool) -> None:
         """Puts the file in place.

@@ -31,7 +31,7 @@ class Provenance:
     :param hash_value: its hexadecimal digest.
     :param size: the image's size in bytes, as its server holds it.
     :param format: the volume's disk format.
-    :param imported_at: when the import was completed, UTC, ISO 8601; None in what is asked for.
+    :param imported_at: when the import was completed, UTC, ISO 8601; None in what is asked for or still being written.
     """
 
     source: str
@@ -47,6 +47,10 @@ class Provenance:
         if self.hash_value and self.hash_algo == other.hash_algo:
             return self.hash_value == other.hash_value
         return self.source == other.source
+
+    def is_same_download(self, other: Provenance) -> bool:
+        """Whether the beginning of the one is the beginning of the other: the same bytes of the same origin."""
+        return dataclasses.replace(self, name=None) == dataclasses.replace(other, name=None)
 
     def to_dict(self) -> dict[str, t.Any]:
         """Plain values, as returned to the user."""
@@ -64,12 +68,31 @@ def read_provenance(fd: int, folder: int, name: str) -> Provenance | None:
     return _parse(data)
 
 
+def read_mark(fd: int) -> Provenance | None:
+    """What is being written to the open file C(fd); None if that is not known."""
+    try:
+        return _parse(os.getxattr(fd, XATTR))
+    except OSError as err:
+        if err.errno not in (errno.ENODATA, *_NO_XATTR):
+            raise
+        return None
+
+
+def write_mark(provenance: Provenance, fd: int) -> None:
+    """Notes what is being written to the open file C(fd); where that cannot be noted, an import starts over."""
+    try:
+        os.setxattr(fd, XATTR, _dump(provenance))
+    except OSError as err:
+        if err.errno not in _NO_XATTR:
+            raise
+
+
 def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) -> None:
     """Keeps C(provenance) with the open file C(fd), which is or will be called C(name) in C(folder).
 
     :raises OSError: neither an extended attribute nor a file beside it can be written.
     """
-    data = json.dumps(provenance.to_dict()).encode()
+    data = _dump(provenance)
     try:
         os.setxattr(fd, XATTR, data)
     except OSError as err:
@@ -80,6 +103,10 @@ def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) ->
 
 def _sidecar(name: str) -> str:
     return f".{name}.imageferry.json"
+
+
+def _dump(provenance: Provenance) -> bytes:
+    return json.dumps(provenance.to_dict()).encode()
 
 
 def _parse(data: bytes | None) -> Provenance | None:

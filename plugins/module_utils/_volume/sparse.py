@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import typing as t
 
 BLOCK = 64 * 1024
 """The unit in which zeros are looked for: a run shorter than this is written."""
 
+_PIECE = 1 << 20
 _ZEROS = bytes(BLOCK)
 
 
@@ -46,6 +48,14 @@ class SparseWriter:
                 start = position
         if start is not None:
             self._write_run(buffer, start, length, offset)
+
+    def read_back(self, end: int) -> t.Iterator[memoryview]:
+        """The first C(end) bytes of the file, piece by piece; each is good until the next one is asked for."""
+        with memoryview(bytearray(_PIECE)) as view, open(self.fd, "rb", buffering=0, closefd=False) as file:
+            file.seek(0)
+            while end > 0 and (length := file.readinto(view[:end])):
+                yield view[:length]
+                end -= length
 
     def finish(self, size: int) -> None:
         """Gives the file its C(size), a hole at its end included, and brings it to the storage."""

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import check_head
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import receive
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
@@ -54,8 +54,8 @@ class Fetch:
     def __call__(self, url, size=None, expected=DIGEST, limit=None, **options):
         provenance = Provenance(url, None, None, None, None, "raw")
         source = HttpSource(url, size, HttpOptions(**{"timeout": 5, **options}))
-        with contextlib.closing(source), FileVolume(str(self.path)) as volume, volume.staged(1) as staged:
-            received = receive(source, SparseWriter(staged.fd), expected, check_raw, Watcher(), limit)
+        with contextlib.closing(source), FileVolume(str(self.path)) as volume, volume.staged(1, None) as staged:
+            received = Reception(source, SparseWriter(staged.fd), expected, check_raw, Watcher(), limit).run()
             staged.publish(provenance, 0o600, False)
         assert self.path.read_bytes() == CONTENT
         return received

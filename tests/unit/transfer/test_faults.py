@@ -33,7 +33,7 @@ CUT = Fault(cut=MIB + 5)
 
 def test_a_good_server_needs_one_request(fetch, proxy):
     received = fetch(proxy.url("/image"))
-    assert (received.bytes, received.reconnects, received.restarts) == (SIZE, 0, 0)
+    assert (received.size, received.reconnects, received.restarts) == (SIZE, 0, 0)
     assert len(proxy.gets) == 1
 
 

@@ -29,7 +29,7 @@ CONTENT = b"content" * 100000
 
 def put(folder, content=CONTENT, over=False, meanwhile=lambda: None):
     """Stages and publishes C(content) as C(disk) in the folder."""
-    with FileVolume(str(folder / "disk")) as volume, volume.staged(0) as staged:
+    with FileVolume(str(folder / "disk")) as volume, volume.staged(0, None) as staged:
         with storage_errors("write"):
             writer = SparseWriter(staged.fd)
             writer.write(bytearray(content), len(content), 0)
@@ -203,9 +203,9 @@ def test_a_second_import_waits_for_the_first_or_gives_up(tmp_path):
     put(tmp_path, meanwhile=second)
     assert (tmp_path / "disk").read_bytes() == CONTENT
     (tmp_path / "disk").unlink()
-    with FileVolume(str(tmp_path / "disk")) as volume, volume.staged(0) as first:
+    with FileVolume(str(tmp_path / "disk")) as volume, volume.staged(0, None) as first:
         threading.Timer(0.3, first.publish, (PROVENANCE, 0o600, False)).start()
-        with FileVolume(str(tmp_path / "disk")) as other, other.staged(5):
+        with FileVolume(str(tmp_path / "disk")) as other, other.staged(5, None):
             assert first.published
 
 
@@ -261,7 +261,7 @@ def test_a_place_that_cannot_be_is_refused(path):
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
-    with FileVolume(str(tmp_path / ("x" * 255))) as volume, pytest.raises(VolumeInvalid), volume.staged(0):
+    with FileVolume(str(tmp_path / ("x" * 255))) as volume, pytest.raises(VolumeInvalid), volume.staged(0, None):
         pass
 
 

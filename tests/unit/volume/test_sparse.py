@@ -25,7 +25,7 @@ def write(path, pieces, size=None):
 @pytest.mark.parametrize("seed", range(8))
 def test_any_pattern_of_zeros_and_data_reads_as_it_came(tmp_path, seed):
     noise = random.Random(seed)
-    blocks = [bytes(BLOCK) if noise.random() < 0.5 else noise.randbytes(BLOCK) for _ in range(32)]
+    blocks = [bytes(BLOCK) if noise.random() < 0.5 else noise.randbytes(BLOCK) for _number in range(32)]
     blocks[-1] = blocks[-1][: noise.randrange(1, BLOCK)]
     pieces = [b"".join(blocks[start : start + 4]) for start in range(0, 32, 4)]
     zeros = write(tmp_path / "disk", pieces)
