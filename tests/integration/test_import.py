@@ -48,16 +48,22 @@ def test_zeros_become_holes(import_image, images, tmp_path):
     assert result["transfer"]["zero_bytes"] == result["volume"]["size"] - blocks * 65536
 
 
-def test_something_else_is_not_overwritten_unless_asked(import_image, images, tmp_path):
+def bodies(cloud):
+    """How many whole images Glance has sent."""
+    return sum("/file" in line and " 200 " in line for line in cloud.glance_access_log.read_text().splitlines())
+
+
+def test_something_else_is_not_overwritten_unless_asked(import_image, cloud, images, tmp_path):
     path = tmp_path / "volume"
     path.write_text("precious")
     task = f"cloud: demo\nimage: disk-qcow2\npath: {path}"
     assert import_image(task)["error"] == "volume_exists"
     assert path.read_text() == "precious"
 
+    fetched = bodies(cloud)
     with open(path, "rb"):
         assert import_image(task + "\noverwrite: different")["error"] == "volume_in_use"
-    assert path.read_text() == "precious"
+    assert path.read_text() == "precious" and bodies(cloud) == fetched
 
     assert import_image(task + "\noverwrite: different")["changed"]
     assert path.read_bytes() == images["disk-qcow2"].read_bytes()
