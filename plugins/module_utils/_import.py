@@ -91,7 +91,7 @@ def carry_out(
 ) -> tuple[Plan, Received | None]:
     """Does what L(make_plan) decides, and returns it with what was received.
 
-    :raises FerryError: it failed; what was there before is untouched, and nothing half-done is left.
+    :raises FerryError: it failed; what was there before is untouched, and at most a part to go on with is left.
     """
     plan = make_plan(request, volume)
     if plan.action in ("import", "replace"):
@@ -130,11 +130,12 @@ def _fetch(
     if is_qcow2:
         qemu_img.check(staged.fd, "qcow2")
     existing = volume.stat()
-    over = plan.action == "replace"
-    if over and existing is not None:
+    if plan.action == "replace" and existing is not None:
         volume.check_not_in_use()
-    mode = existing.st_mode & 0o7777 if existing is not None else request.mode
-    staged.publish(dataclasses.replace(request.wanted, size=received.size), mode, over)
+        staged.take_after(existing)
+    else:
+        os.fchmod(staged.fd, request.mode)
+    staged.publish(dataclasses.replace(request.wanted, size=received.size), over=plan.action == "replace")
     return received
 
 

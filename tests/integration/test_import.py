@@ -56,6 +56,8 @@ def bodies(cloud):
 def test_something_else_is_not_overwritten_unless_asked(import_image, cloud, images, tmp_path):
     path = tmp_path / "volume"
     path.write_text("precious")
+    path.chmod(0o640)
+    os.chown(path, 65534, 65534)
     task = f"cloud: demo\nimage: disk-qcow2\npath: {path}"
     assert import_image(task)["error"] == "volume_exists"
     assert path.read_text() == "precious"
@@ -67,6 +69,7 @@ def test_something_else_is_not_overwritten_unless_asked(import_image, cloud, ima
 
     assert import_image(task + "\noverwrite: different")["changed"]
     assert path.read_bytes() == images["disk-qcow2"].read_bytes()
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (65534, 65534, 0o640)
 
 
 def test_the_same_content_is_adopted(import_image, images, tmp_path):

@@ -246,15 +246,19 @@ class StagedFile:
         if wanted:
             write_mark(wanted, self.fd)
 
-    def publish(self, provenance: Provenance, mode: int, over: bool) -> None:
+    def take_after(self, existing: os.stat_result) -> None:
+        """Gives it the owner, as far as this process may, and the permission bits of the file that it will replace."""
+        with contextlib.suppress(PermissionError):
+            os.fchown(self.fd, existing.st_uid, existing.st_gid)
+        os.fchmod(self.fd, existing.st_mode & 0o7777)
+
+    def publish(self, provenance: Provenance, over: bool) -> None:
         """Puts the file in place.
 
         :param provenance: what it holds.
-        :param mode: its permission bits from the moment it can be seen.
         :param over: whether it replaces what is there.
         :raises VolumeExists: it replaces nothing, and something has come into being there.
         """
-        os.fchmod(self.fd, mode)
         self._volume.publish(self.fd, provenance, over)
         self.published = True
 

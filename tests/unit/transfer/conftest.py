@@ -56,7 +56,7 @@ class Fetch:
         source = HttpSource(url, size, HttpOptions(**{"timeout": 5, **options}))
         with contextlib.closing(source), FileVolume(str(self.path)) as volume, volume.staged(1, None) as staged:
             received = Reception(source, SparseWriter(staged.fd), expected, check_raw, Watcher(), limit).run()
-            staged.publish(provenance, 0o600, False)
+            staged.publish(provenance, False)
         assert self.path.read_bytes() == CONTENT
         return received
 

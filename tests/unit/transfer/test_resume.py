@@ -37,7 +37,7 @@ def carry(tmp_path, proxy):
         volume = FileVolume(str(tmp_path / "disk"))
         with contextlib.closing(source), volume, volume.staged(1, wanted) as staged:
             received = Reception(source, SparseWriter(staged.fd), DIGEST, check, Watcher()).run(staged.held)
-            staged.publish(WANTED, 0o600, False)
+            staged.publish(WANTED, False)
         assert (tmp_path / "disk").read_bytes() == CONTENT and os.listdir(tmp_path) == ["disk"]
         return received
 

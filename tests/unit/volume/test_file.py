@@ -35,7 +35,8 @@ def put(folder, content=CONTENT, over=False, meanwhile=lambda: None):
             writer.write(bytearray(content), len(content), 0)
             writer.finish(len(content))
         meanwhile()
-        staged.publish(PROVENANCE, 0o640, over)
+        os.fchmod(staged.fd, 0o640)
+        staged.publish(PROVENANCE, over)
 
 
 def make_thing(kind, path, victim):
