@@ -205,7 +205,7 @@ def test_a_second_import_waits_for_the_first_or_gives_up(tmp_path):
     assert (tmp_path / "disk").read_bytes() == CONTENT
     (tmp_path / "disk").unlink()
     with FileVolume(str(tmp_path / "disk")) as volume, volume.staged(0, None) as first:
-        threading.Timer(0.3, first.publish, (PROVENANCE, 0o600, False)).start()
+        threading.Timer(0.3, first.publish, (PROVENANCE, False)).start()
         with FileVolume(str(tmp_path / "disk")) as other, other.staged(5, None):
             assert first.published
 
