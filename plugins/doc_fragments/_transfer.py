@@ -15,6 +15,11 @@ options:
     description: How often in a row to try again without getting any further, and how often to begin again.
     type: int
     default: 5
+  rate_limit:
+    description:
+      - The most that each host moves in a second, in bytes or with a unit such as V(50MiB). All that comes by default.
+      - For a whole play, C(throttle) keeps the number of hosts down that move bytes at the same time.
+    type: str
   progress:
     description:
       - Whether to show, while bytes are moved, a line every few seconds that says how far it is, at what rate, and how

@@ -60,6 +60,7 @@ def transfer_spec() -> Spec:
     return {
         "timeout": {"type": "int", "default": 60},
         "retries": {"type": "int", "default": 5},
+        "rate_limit": {"type": "str"},
         "progress": {"type": "bool", "default": True},
     }
 

@@ -24,7 +24,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import import (
     make_plan,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received
@@ -53,6 +53,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
         verify=_certificates(module),
         timeout=params["timeout"],
         retries=params["retries"],
+        rate_limit=parse_rate(params["rate_limit"], "rate_limit"),
     )
     try:
         request = _request(module, options)

@@ -9,6 +9,7 @@ import re
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
 
+_SLOWEST = 1024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
 
@@ -26,6 +27,21 @@ def parse_size(text: str | int, option: str) -> int:
         raise InvalidOption(f"'{option}: {text}' is not a size.", "Write bytes, or a number with a unit such as 20GiB.")
     power = "KMGTPE".index(match["unit"].upper()) + 1 if match["unit"] else 0
     return int(float(match["number"]) * 1024**power) if "." in match["number"] else int(match["number"]) * 1024**power
+
+
+def parse_rate(text: str | None, option: str) -> int | None:
+    """The bytes a second that V(text) means: V(20MiB) or V(20MiB/s); None for None.
+
+    :raises InvalidOption: it is not a rate, or nothing would ever arrive at it.
+    """
+    if text is None:
+        return None
+    rate = parse_size(text.strip().removesuffix("/s"), option)
+    if rate < _SLOWEST:
+        raise InvalidOption(
+            f"'{option}: {text}' is less than {_SLOWEST} bytes a second.", "Allow more, or none at all."
+        )
+    return rate
 
 
 def format_size(count: float) -> str:

@@ -321,3 +321,12 @@ def test_the_playbook_imports_and_sums_up(import_image, cloud, images, tmp_path)
     code, output = play("-e", "image=nowhere", "-e", where)
     assert code == 2 and "host0  failed   No image has the id or name 'nowhere'." in output
     assert "Say what to import" in play("-e", "image=disk-qcow2")[1]
+
+
+def test_a_host_moves_no_more_than_it_may(import_image, tmp_path):
+    result = import_image(f"cloud: demo\nimage: disk-qcow2\npath: {tmp_path}/volume\nrate_limit: 2MiB/s")
+    assert result["changed"] and result["transfer"]["rate"] <= 2.1 * 1024**2
+    assert (
+        import_image(f"cloud: demo\nimage: disk-qcow2\npath: {tmp_path}/other\nrate_limit: 5")["error"]
+        == "invalid_option"
+    )

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,19 @@ def test_sizes_are_read(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InvalidOption, match="size"):
         parse_size(text, "size")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [(None, None), ("2048", 2048), ("50MiB", 50 * 1024**2), ("1.5M/s", 3 * 2**19)]
+)
+def test_rates_are_read(text, rate):
+    assert parse_rate(text, "rate_limit") == rate
+
+
+@pytest.mark.parametrize("text", ["", "0", "1023", "fast", "10MiB/h", "-1"])
+def test_what_is_no_rate_is_refused(text):
+    with pytest.raises(InvalidOption, match="rate_limit"):
+        parse_rate(text, "rate_limit")
 
 
 def test_sizes_are_written():

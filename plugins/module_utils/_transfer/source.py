@@ -39,6 +39,7 @@ try:
 except ImportError:  # pragma: no cover - the hosts of the tests have it
     requests = None  # type: ignore[assignment]
 
+_SLICE = 4096
 _MAX_REDIRECTS = 5
 _MAX_PAUSE = 60.0
 _CONNECT_TIMEOUT = 10.0
@@ -68,6 +69,7 @@ class HttpOptions:
     :param timeout: the seconds after which a connection is given up that brought no byte, or fewer than C(min_speed).
     :param retries: how often in a row to try again without getting any further, and how often to start over.
     :param min_speed: the bytes a second that a connection has to bring.
+    :param rate_limit: the bytes a second that are asked of it at most; None for all that it brings.
     """
 
     headers: dict[str, str] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class HttpOptions:
     timeout: float = 60
     retries: int = 5
     min_speed: int = 10 * 1024
+    rate_limit: int | None = None
 
 
 class StartOver(Exception):
@@ -119,6 +122,24 @@ class _Pace:
         return too_slow
 
 
+class _Brake:
+    """Keeps a transfer to so many bytes a second, by not reading what would come sooner; TCP does the rest."""
+
+    def __init__(self, rate: int | None) -> None:
+        self._rate = rate
+        self._free_at = 0.0  # the time until which the bytes read so far are to take
+
+    def next_read(self, view: memoryview) -> memoryview:
+        """As much of C(view) as may be filled at once, so that a slow transfer is an even one."""
+        return view[: max(_SLICE, self._rate // 4)] if self._rate else view
+
+    def hold(self, count: int) -> None:
+        """Waits as long as C(count) bytes are to take."""
+        if self._rate:
+            self._free_at = max(self._free_at, time.monotonic()) + count / self._rate
+            time.sleep(max(0.0, self._free_at - time.monotonic()))
+
+
 class HttpSource:
     """An object on an HTTP server, read as one stream.
 
@@ -150,6 +171,7 @@ class HttpSource:
         self._response: requests.Response | None = None
         self._left: int | None = None  # bytes of this body still to come, None where only its end will tell
         self._pace = _Pace(options.min_speed, options.timeout)
+        self._brake = _Brake(options.rate_limit)
         self._failures = 0
         self._failed_at = 0
         self._ranges_work = True
@@ -215,7 +237,7 @@ class HttpSource:
         filled = 0
         while filled < len(view) and (self.size is None or self.position < self.size):
             try:
-                count = self._read(view[filled:])
+                count = self._read(self._brake.next_read(view[filled:]))
             except _Lost as lost:
                 self._hang_up()
                 self._pause(lost)
@@ -225,6 +247,7 @@ class HttpSource:
                 return filled
             filled += count
             self.position += count
+            self._brake.hold(count)
             if self.position - self._failed_at >= self._pace.enough:
                 self._failures = 0
         if filled < len(view):

@@ -7,6 +7,7 @@ import email.utils
 import itertools
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
@@ -276,3 +277,18 @@ def test_a_body_of_unknown_size_has_a_limit(fetch, proxy):
     proxy.programme(then=itertools.repeat(Fault(framing="close")))
     fetch.fails(ImageTooLarge, proxy.url("/image"), limit=len(CONTENT) - 1)
     fetch(proxy.url("/image"), limit=len(CONTENT))
+
+
+def test_a_rate_limit_is_held_evenly(fetch, proxy, monkeypatch):
+    """By a clock that runs only while the transfer sleeps, so that nothing depends on this machine's speed."""
+    clock = [1000.0]
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(source_module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    fetch(proxy.url("/image"), len(CONTENT), rate_limit=1024**2)
+    assert sum(slept) == pytest.approx(len(CONTENT) / 1024**2, rel=0.01)
+    assert max(slept) <= 0.26
