@@ -6,12 +6,12 @@
     python3 tests/target/target_host.py start
     ansible -i ~/.cache/imageferry/target/inventory.yml all -m ansible.builtin.ping
 
-Nothing needs root, nor KVM. The host's system is made once of Debian packages, in minutes, and kept in the cache
-of the sample images. Each start makes a new host of it, on new disks. The host has no network but this machine:
+It needs no KVM. The host's system is made once of Debian packages, in minutes, and kept in the cache of the sample
+images. Each start makes a new host of it, on new disks. The host has no network but this machine:
 what listens on the machine's loopback is at 10.0.2.2 there, and apt has a repository of the host's own.
 
 Needs the standard library and these Debian packages: mmdebstrap, e2fsprogs, qemu-utils, qemu-system-x86,
-openssh-client, and fakeroot unless run as root.
+openssh-client; and unless run as root fakeroot and uidmap.
 """
 
 from __future__ import annotations
