@@ -21,7 +21,7 @@ demo: packages  ## Set up everything and show on this machine what the collectio
 
 test: packages  ## Set up everything and run all checks and tests
 	@$(MAKE) --no-print-directory --jobs=2 setup
-	@$(MAKE) --no-print-directory lint hosts
+	@$(MAKE) --no-print-directory lint hosts molecule
 	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks tests/unit tests/integration
 
 lint: venv tree  ## Check style, types, Ansible's rules, documentation and changelog
@@ -32,6 +32,9 @@ sanity: venv newest-venv tree  ## Run ansible-test's sanity tests with the oldes
 
 hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with the oldest Python of a host, 3.9
 	@$(IN_TREE) tests/checks/host39 $(IMAGEFERRY_HOST39_VENV)
+
+molecule: packages venv tree  ## Run all Molecule scenarios, on a whole host that is started for them
+	@$(IN_TREE) tests/checks/molecule $(VENV)
 
 cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
 	@$(CLOUD_VENV)/bin/python tests/cloud/embedded_cloud.py start
@@ -69,5 +72,5 @@ tree:
 	@mkdir -p $(dir $(TREE))
 	@ln -sfn $(CURDIR) $(TREE)
 
-.PHONY: help demo test lint sanity hosts cloud docs bench clean packages setup
+.PHONY: help demo test lint sanity hosts molecule cloud docs bench clean packages setup
 .PHONY: venv cloud-venv demo-venv newest-venv host39-venv tree

@@ -45,6 +45,8 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
 }
 
 
@@ -245,14 +247,14 @@ def build_system(image: Path, work: Path) -> None:
     run(qemu_img, "convert", "-f", "raw", "-O", "qcow2", disk, image)
 
 
-def fill_partition(disk: Path, work: Path) -> None:
+def fill_partition(disk: Path, work: Path, start: int = SYSTEM_PARTITION, end: int = SYSTEM_SIZE) -> None:
     """Unpack the system and make a file system of it. fakeroot keeps owners that only root could set."""
     variables = {
         "work": work,
         "image": disk,
         "mke2fs": tool("mke2fs"),
-        "offset": SYSTEM_PARTITION,
-        "kib": (SYSTEM_SIZE - SYSTEM_PARTITION) // 1024,
+        "offset": start,
+        "kib": (end - start) // 1024,
     }
     fakeroot = [tool("fakeroot")] if os.geteuid() else []
     run(*fakeroot, "env", *(f"{name}={value}" for name, value in variables.items()), "sh", "-c", SYSTEM_SCRIPT)
