@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "cloud"))
+import background  # noqa: E402
 import embedded_cloud  # noqa: E402
 import sample_images  # noqa: E402
 
@@ -54,7 +55,7 @@ class Bench:
         self.token = self.openstack("token", "issue")["id"]
         self.url = f"{cloud.image_url}/v2/images/{self.image['id']}/file"
         self.headers = folder / "headers"
-        embedded_cloud.write_private(self.headers, f"X-Auth-Token: {self.token}\n")
+        background.write_private(self.headers, f"X-Auth-Token: {self.token}\n")
 
     def openstack(self, *arguments: str) -> dict:
         command = [self.venv / "bin" / "openstack", *arguments, "-f", "json"]
@@ -98,7 +99,7 @@ class Bench:
             "_ansible_remote_tmp": str(self.folder),
         }
         given = self.folder / "arguments.json"
-        embedded_cloud.write_private(given, json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
+        background.write_private(given, json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
         return self.run([sys.executable, MODULE, given], PYTHONPATH=str(ROOT / ".cache" / "collections"))
 
     def compare(self, rounds: int, *contenders: Callable[[], tuple[float, int]]) -> list[Measured]:

@@ -21,7 +21,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import getpass
 import grp
 import hashlib
@@ -41,8 +40,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from background import (
+    HOST,
+    ProcessStatus,
+    StateFolder,
+    cache_folder,
+    listen,
+    tail,
+    wait_until,
+    works_in,
+    write_private,
+)
+
 HERE = Path(__file__).resolve().parent
-HOST = "127.0.0.1"
 REGION = "RegionOne"
 RANGES = ("serve", "refuse", "ignore")
 START_TIMEOUT = 90.0
@@ -70,12 +80,6 @@ GLANCE_USER = User("glance", "service", ("admin", "service"))
 
 class CloudError(Exception):
     """The cloud could not be started, or is not in the state that was asked for."""
-
-
-def cache_folder(name: str) -> Path:
-    """The folder for this user's files of that name that can be made again."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "imageferry" / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,63 +151,7 @@ def read_access_log(log: Path) -> list[LoggedRequest]:
     ]
 
 
-# Processes
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessStatus:
-    """The part of /proc/PID/stat that tells one process from a later one with the same id."""
-
-    group: int
-    started: int
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessStatus | None:
-        """The status of a process, None when it has ended (a zombie has, too)."""
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else cls(group=int(fields[2]), started=int(fields[19]))
-
-
-def works_in(pid: int, folder: Path) -> bool:
-    """Whether a folder is the working directory of a process."""
-    try:
-        return Path(f"/proc/{pid}/cwd").samefile(folder)
-    except OSError:
-        return False
-
-
-def tail(log: Path, lines: int = 40) -> str:
-    """The end of a log file."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return "\n".join(text.splitlines()[-lines:])
-
-
-def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait for a condition to hold. False if it does not in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def listen(port: int) -> socket.socket:
-    """A socket that listens on a port of loopback: on the given one, or where that is taken on any free one."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-        listener.listen(64)
-    except OSError:
-        listener.close()
-        if not port:
-            raise
-        return listen(0)
-    return listener
+# Servers
 
 
 class Server:
@@ -441,15 +389,6 @@ def yaml_lines(mapping: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}: {json.dumps(value)}"
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, all at once."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(path)
-
-
 # Users, projects, roles and endpoints
 
 
@@ -545,7 +484,8 @@ class EmbeddedCloud:
     def __init__(self, options: CloudOptions | None = None) -> None:
         """Describe a cloud. Nothing happens before `start`."""
         self.options = options or CloudOptions()
-        self.state = Path(os.path.abspath(self.options.state.expanduser()))
+        self._folder = StateFolder(self.options.state, "cloud", CloudError)
+        self.state = self._folder.path
         self.keystone = Server(self.state / "keystone")
         self.glance = Server(self.state / "glance")
         self._running_options: dict[str, Any] = {}
@@ -605,8 +545,8 @@ class EmbeddedCloud:
 
     def start(self) -> bool:
         """Start the cloud and wait until it can be used. False if it runs already, with the same options."""
-        self._make_state_folder()
-        with self._locked():
+        self._folder.make()
+        with self._folder.locked():
             self._load()
             if self.runs_as_wanted():
                 return False
@@ -621,9 +561,9 @@ class EmbeddedCloud:
 
     def stop(self) -> bool:
         """Stop the cloud, which keeps its state folder. False if nothing of it runs."""
-        if not self._record.exists():
+        if self._folder.record is None:
             return False
-        with self._locked():
+        with self._folder.locked():
             self._load()
             left = self.leftovers
             self._stop_servers()
@@ -640,15 +580,11 @@ class EmbeddedCloud:
 
     # State
 
-    @property
-    def _record(self) -> Path:
-        return self.state / "cloud.json"
-
     def _load(self) -> None:
         """Read what the last process noted that started or stopped this cloud."""
-        if not self._record.exists():
+        record = self._folder.record
+        if record is None:
             return
-        record = json.loads(self._record.read_text(encoding="utf-8"))
         self._running_options = record["options"]
         self._prepared = record["prepared"]
         for name, server in self.servers.items():
@@ -656,21 +592,7 @@ class EmbeddedCloud:
 
     def _save(self) -> None:
         record = {"options": self._running_options, "prepared": self._prepared}
-        record |= {name: server.recorded() for name, server in self.servers.items()}
-        write_private(self._record, json.dumps(record, indent=2) + "\n")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from starting or stopping this cloud at the same time."""
-        with (self.state / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _make_state_folder(self) -> None:
-        self.state.mkdir(parents=True, exist_ok=True)
-        if not (self.state / "lock").exists() and any(self.state.iterdir()):
-            raise CloudError(f"{self.state} holds other files, and no cloud")
-        self.state.chmod(0o700)
+        self._folder.note(record | {name: server.recorded() for name, server in self.servers.items()})
 
     def _setting(self, name: str) -> Any:
         """An option of the cloud as it runs, or else as it would be started."""
@@ -745,7 +667,7 @@ class EmbeddedCloud:
 
     def _stop_servers(self) -> None:
         in_parallel(server.stop for server in self.servers.values())
-        if self._record.exists():
+        if self._folder.record is not None:
             self._save()
 
     def _launch(self, listeners: Mapping[str, socket.socket]) -> None:

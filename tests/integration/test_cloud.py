@@ -16,7 +16,8 @@ from pathlib import Path
 import openstack
 import pytest
 import requests
-from embedded_cloud import CloudError, CloudOptions, EmbeddedCloud, ProcessStatus, read_access_log, wait_until
+from background import ProcessStatus, wait_until
+from embedded_cloud import CloudError, CloudOptions, EmbeddedCloud, read_access_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOUD_VENV = Path(os.environ.get("IMAGEFERRY_CLOUD_VENV", ROOT / ".cache" / "cloud-venv"))

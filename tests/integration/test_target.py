@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "target"))
 import target_host
-from embedded_cloud import ProcessStatus
+from background import ProcessStatus
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ import argparse
 import base64
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
@@ -29,14 +28,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "cloud"))
 import sample_images  # noqa: E402
-from embedded_cloud import HOST, ProcessStatus, cache_folder, listen, tail, wait_until, write_private  # noqa: E402
+from background import (  # noqa: E402
+    HOST,
+    ProcessStatus,
+    StateFolder,
+    cache_folder,
+    listen,
+    tail,
+    wait_until,
+    write_private,
+)
 from sample_images import MIB, SUITE, SampleError, cached, run, tool  # noqa: E402
 
 MACHINE_ADDRESS = "10.0.2.2"  # what QEMU's user networking calls this machine's loopback
@@ -168,7 +175,8 @@ class TargetHost:
     def __init__(self, options: TargetOptions | None = None) -> None:
         """Describe a host. Nothing happens before `start`."""
         self.options = options or TargetOptions()
-        self.state = Path(os.path.abspath(self.options.state.expanduser()))
+        self._folder = StateFolder(self.options.state, "target", TargetError)
+        self.state = self._folder.path
         self.pid = self.started = self.port = 0
         self.accelerator = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,8 +207,8 @@ class TargetHost:
 
     def start(self) -> bool:
         """Start a new host and wait until it can be logged in to. False if it runs already."""
-        self._make_state_folder()
-        with self._locked():
+        self._folder.make()
+        with self._folder.locked():
             self._load()
             if self.running:
                 return False
@@ -217,9 +225,9 @@ class TargetHost:
 
     def stop(self) -> bool:
         """Shut the host down, by force if it does not obey. False if it does not run."""
-        if not self._record.exists():
+        if self._folder.record is None:
             return False
-        with self._locked():
+        with self._folder.locked():
             self._load()
             if not self.running:
                 return False
@@ -231,33 +239,16 @@ class TargetHost:
 
     # State
 
-    @property
-    def _record(self) -> Path:
-        return self.state / "target.json"
-
     def _load(self) -> None:
         """Read what the last process noted that started this host."""
-        if self._record.exists():
-            record = json.loads(self._record.read_text(encoding="utf-8"))
+        record = self._folder.record
+        if record is not None:
             self.pid, self.started, self.port = (record[name] for name in ("pid", "started", "port"))
             self.accelerator = record["accelerator"]
 
     def _save(self) -> None:
-        record = {"pid": self.pid, "started": self.started, "port": self.port, "accelerator": self.accelerator}
-        write_private(self._record, json.dumps(record, indent=2) + "\n")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from starting or stopping this host at the same time."""
-        with (self.state / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _make_state_folder(self) -> None:
-        self.state.mkdir(parents=True, exist_ok=True)
-        if not (self.state / "lock").exists() and any(self.state.iterdir()):
-            raise TargetError(f"{self.state} holds other files, and no host")
-        self.state.chmod(0o700)
+        noted = {"pid": self.pid, "started": self.started, "port": self.port, "accelerator": self.accelerator}
+        self._folder.note(noted)
 
     def _choose_accelerator(self, found: System) -> str:
         chosen = self.options.accelerator
