@@ -168,7 +168,7 @@ def find_images(import_image):
     return find
 
 
-def wait_for(condition, timeout=20):
+def wait_for(condition, timeout=60):
     """Waits until C(condition) is true, and returns what it is."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

