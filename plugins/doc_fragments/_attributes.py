@@ -14,4 +14,17 @@ attributes:
     description: Will return details on what has changed, when in diff mode.
   idempotent:
     description: When run twice in a row with the same arguments, the second invocation indicates no change.
+  async:
+    description: Supports being used with the C(async) keyword.
+"""
+
+    # For the modules that reach a cloud.
+    CLOUD = r"""
+options: {}
+attributes:
+  action_group:
+    description: Use C(group/imageferry.glance.glance) in C(module_defaults) to set defaults for this module.
+    support: full
+    membership:
+      - imageferry.glance.glance
 """

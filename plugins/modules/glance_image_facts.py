@@ -17,6 +17,7 @@ extends_documentation_fragment:
   - imageferry.glance._cloud
   - imageferry.glance._discovery
   - imageferry.glance._attributes
+  - imageferry.glance._attributes.cloud
 attributes:
   check_mode:
     support: full
@@ -24,6 +25,8 @@ attributes:
     support: none
   idempotent:
     support: full
+  async:
+    support: none
 """
 
 EXAMPLES = r"""

@@ -84,6 +84,7 @@ extends_documentation_fragment:
   - imageferry.glance._transfer
   - imageferry.glance._controller
   - imageferry.glance._attributes
+  - imageferry.glance._attributes.cloud
   - ansible.builtin.files
 attributes:
   check_mode:
@@ -92,6 +93,10 @@ attributes:
     support: full
   idempotent:
     support: full
+  async:
+    support: full
+    details:
+      - Ansible then watches the job, so that no progress is shown, and the token is not renewed.
 """
 
 EXAMPLES = r"""

@@ -19,6 +19,7 @@ author:
 extends_documentation_fragment:
   - imageferry.glance._cloud
   - imageferry.glance._attributes
+  - imageferry.glance._attributes.cloud
 attributes:
   check_mode:
     support: full
@@ -26,6 +27,8 @@ attributes:
     support: none
   idempotent:
     support: full
+  async:
+    support: none
 """
 
 EXAMPLES = r"""

@@ -40,6 +40,8 @@ attributes:
     support: none
   idempotent:
     support: full
+  async:
+    support: none
 """
 
 EXAMPLES = r"""

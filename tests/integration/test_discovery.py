@@ -102,3 +102,9 @@ def test_many_hosts_ask_once(import_image, cloud):
 def test_facts_are_facts(import_image):
     result = import_image("cloud: demo\nname: disk-raw", module="glance_image_facts")
     assert names(result["ansible_facts"]) == ["disk-raw"] and not result["changed"]
+
+
+def test_the_cloud_can_be_named_once_for_all_modules(import_image):
+    defaults = {"group/imageferry.glance.glance": {"cloud": "demo"}}
+    result = import_image("name: disk-raw", module="glance_image_info", module_defaults=defaults)
+    assert names(result) == ["disk-raw"]
