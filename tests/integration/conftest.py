@@ -83,6 +83,14 @@ def upload(cloud, name, path, disk_format, *options):
     )  # fmt: skip
 
 
+def through_proxy(cloud, proxy):
+    """The cloud, with an image service that is reached through the proxy."""
+    entry = yaml.safe_load(cloud.clouds_yaml.read_text())["clouds"]["demo"]
+    return "cloud: " + yaml.safe_dump(
+        {**entry, "image_endpoint_override": proxy.url("/v2")}, default_flow_style=True, width=10000
+    )
+
+
 class Playbook:
     """Runs one task with ansible-playbook and returns what each host got.
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import MIB, Playbook, connect, openstack
+from conftest import MIB, Playbook, connect, openstack, through_proxy
+from faulty_proxy import GOOD, Fault, FaultyProxy
 
 
 def names(result):
@@ -97,6 +98,14 @@ def test_many_hosts_ask_once(import_image, cloud):
     asked = [len(log.read_text().splitlines()) - count for log, count in zip(logs, before)]
     # Glance asks Keystone about the token, too.
     assert asked[0] <= 3 and asked[1] <= 4, asked
+
+
+def test_a_header_that_comes_in_pieces_is_read_whole(find_images, cloud):
+    proxy = FaultyProxy(cloud.image_url)
+    proxy.programme(*[GOOD] * 4, Fault(trickle=100 * 1024))
+    (found,) = find_images(f"{through_proxy(cloud, proxy)}\nname: disk-qcow2\ninspect: always")["glance_images"]
+    proxy.stop()
+    assert proxy.gets[-1].headers["range"] == "bytes=0-65535" and found["safety"]["verdict"] == "safe"
 
 
 def test_facts_are_facts(import_image):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import MIB, Playbook, running_cloud, upload, wait_for
+from conftest import MIB, Playbook, running_cloud, through_proxy, upload, wait_for
 from faulty_proxy import GOOD, Fault, FaultyProxy
 
 LINE = re.compile(r"^host0: disk-raw: \d+ % of 64\.0 MiB, \S+ [KMG]?i?B/s(, \d+ s left)?$", re.MULTILINE)
@@ -26,14 +26,6 @@ def short_cloud(tmp_path_factory, disk_files):
     with running_cloud(tmp_path_factory.mktemp("short"), token_lifetime=6) as cloud:
         upload(cloud, "disk-raw", disk_files["disk-raw"], "raw")
         yield cloud
-
-
-def through_proxy(cloud, proxy):
-    """The cloud, with an image service that is reached through the proxy."""
-    entry = yaml.safe_load(cloud.clouds_yaml.read_text())["clouds"]["demo"]
-    return "cloud: " + yaml.safe_dump(
-        {**entry, "image_endpoint_override": proxy.url("/v2")}, default_flow_style=True, width=10000
-    )
 
 
 @pytest.fixture
