@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import MIB, Playbook, connect, openstack, through_proxy
+from conftest import MIB, Playbook, connect, openstack, through_proxy, upload
 from faulty_proxy import GOOD, Fault, FaultyProxy
 
 
@@ -101,10 +101,13 @@ def test_many_hosts_ask_once(import_image, cloud):
 
 
 def test_a_header_that_comes_in_pieces_is_read_whole(find_images, cloud):
+    """What shows that an ISO is one comes after 32 KiB, in the fourth piece."""
+    image = upload(cloud, "in-pieces", "/usr/lib/ipxe/ipxe.iso", "iso")
     proxy = FaultyProxy(cloud.image_url)
     proxy.programme(*[GOOD] * 4, Fault(trickle=100 * 1024))
-    (found,) = find_images(f"{through_proxy(cloud, proxy)}\nname: disk-qcow2\ninspect: always")["glance_images"]
+    (found,) = find_images(f"{through_proxy(cloud, proxy)}\nimage: {image}\ninspect: always")["glance_images"]
     proxy.stop()
+    openstack(cloud, "image", "delete", image)
     assert proxy.gets[-1].headers["range"] == "bytes=0-65535" and found["safety"]["verdict"] == "safe"
 
 
