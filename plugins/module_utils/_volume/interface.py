@@ -1,0 +1,128 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every volume offers, whatever it lies on: a file, a logical volume, a block device, a libvirt pool.
+
+A volume is where one disk lives on a host, there or not yet. Everything that imports, inspects, grows or removes
+disks uses these, and nothing that only one kind has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+
+
+class VolumeSize(t.NamedTuple):
+    """What a volume takes up, in bytes.
+
+    :param size: the bytes that it has, from the first to the last that can be read.
+    :param allocated: the bytes of storage behind them; None where the storage does not say.
+    """
+
+    size: int
+    allocated: int | None
+
+
+class Sink(t.Protocol):
+    """Where a stream of bytes is written to. What is never written reads as zeros."""
+
+    zero_bytes: int
+
+    def restart(self) -> None:
+        """Forgets all that was written."""
+
+    def write(self, buffer: bytearray, length: int, offset: int) -> None:
+        """Writes the first C(length) bytes of C(buffer) at C(offset)."""
+
+    def read_back(self, end: int) -> t.Iterator[memoryview]:
+        """The first C(end) bytes, as an earlier run has written them, piece by piece."""
+
+    def finish(self, size: int) -> None:
+        """Completes the C(size) bytes, durably; on storage that is larger, nothing old can be read after them."""
+
+
+class Staged(t.Protocol):
+    """A volume's content on its way, this process's alone until it is published.
+
+    :param held: the bytes at its beginning that an earlier run has brought, for the transfer to go on after.
+    :param sink: writes to it; usable once L(reserve) was called.
+    """
+
+    held: int
+
+    @property
+    def sink(self) -> Sink:
+        """Writes to it, after L(reserve)."""
+
+    @property
+    def fd(self) -> int:
+        """Its bytes, open for reading and writing, after L(reserve)."""
+
+    def reserve(self, size: int | None) -> None:
+        """Sees to it that C(size) bytes can be written, before the first one is; None while nobody knows the size.
+
+        :raises NoSpace: they cannot.
+        """
+
+    def publish(self, provenance: Provenance, over: bool) -> None:
+        """Makes it the volume's content, durably, and records what it is.
+
+        :param over: whether it replaces what is there.
+        :raises VolumeExists: it replaces nothing, and something has come into being there.
+        """
+
+
+class Volume(t.Protocol):
+    """Where one disk lives on a host.
+
+    :param label: how messages call it: C(/path), C(vg/lv), C(pool/volume).
+    :param path: what other programs open it by; a device's node where it is one.
+    :param is_block: whether its bytes lie on a block device, whose size is fixed and whose end is not the disk's.
+    """
+
+    label: str
+    path: str
+    is_block: bool
+
+    def stat(self) -> VolumeSize | None:
+        """What is there; None when nothing is.
+
+        :raises VolumeInvalid: something is that can be no volume of this kind.
+        """
+
+    def provenance(self) -> Provenance | None:
+        """Which image it holds, as far as is known; None also while one is being written."""
+
+    def is_unfinished(self) -> bool:
+        """Whether an import to it was begun and not completed, so that its content is nobody's."""
+
+    def open(self) -> contextlib.AbstractContextManager[int]:
+        """What is there, open for reading."""
+
+    def adopt(self, provenance: Provenance) -> None:
+        """Records that what is there holds an image."""
+
+    def check_not_in_use(self) -> None:
+        """
+        :raises VolumeInUse: somebody has it open, or stacked something on it.
+        """
+
+    def staged(
+        self, wait: float, wanted: Provenance, resumable: bool
+    ) -> contextlib.AbstractContextManager[Staged]:
+        """Takes the volume for an import; nobody else can until this ends.
+
+        Unless it is published, nothing of it stays, or what the next run can go on with.
+
+        :param wait: the seconds to wait for another import to the same volume.
+        :param wanted: what will be written.
+        :param resumable: whether it is written in the order of its bytes and can be verified, so that an interrupted
+            run may be gone on with.
+        :raises VolumeInUse: the other import went on for longer.
+        """
+
+    def describe(self) -> dict[str, t.Any]:
+        """Its address in the words of the options: C(type), C(path), and C(vg) and C(lv) or C(pool) and C(volume)."""
