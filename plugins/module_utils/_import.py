@@ -20,9 +20,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.formats i
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import BUFFER, Received, Reception
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume, storage_errors
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
 _QCOW2_OVERHEAD = 2
 """How many times larger than its disk a qcow2 may be; its own structure takes a thousandth, snapshots the rest."""
@@ -37,7 +37,6 @@ class ImportRequest:
     :param allow_unverified: whether an image without any hash may be carried.
     :param max_virtual_size: the largest disk, in bytes.
     :param lock_timeout: seconds to wait for another import to the same volume.
-    :param mode: the permission bits of a new file.
     """
 
     wanted: Provenance
@@ -45,7 +44,6 @@ class ImportRequest:
     allow_unverified: bool
     max_virtual_size: int
     lock_timeout: float
-    mode: int
 
     @property
     def digest(self) -> Digest | None:
@@ -63,7 +61,7 @@ class Plan(t.NamedTuple):
     before: Provenance | None = None
 
 
-def make_plan(request: ImportRequest, volume: FileVolume) -> Plan:
+def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     """Decides what an import has to do; changes nothing.
 
     :raises VolumeExists: something else is there, and may not be replaced.
@@ -72,22 +70,25 @@ def make_plan(request: ImportRequest, volume: FileVolume) -> Plan:
     """
     there = volume.stat()
     if there is None:
-        return Plan("import", f"{volume.path} did not exist")
+        return Plan("import", f"{volume.label} did not exist")
+    if volume.is_unfinished():
+        volume.check_not_in_use()
+        return Plan("import", f"an import to {volume.label} had not been completed")
     held = volume.provenance()
     if request.overwrite != "always":
         if held is not None and held.is_same_image(request.wanted):
-            return Plan("unchanged", f"{volume.path} already holds this image", held)
-        if held is None and _has_content(request, volume, there.st_size):
-            return Plan("adopt", f"{volume.path} already had this image's content, and is now known as it")
+            return Plan("unchanged", f"{volume.label} already holds this image", held)
+        if held is None and _has_content(request, volume, there.size):
+            return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it")
     holds = f"the image {held.name or held.source}" if held else "something of unknown origin"
     if request.overwrite == "never":
-        raise VolumeExists(f"{volume.path} exists and holds {holds}.")
+        raise VolumeExists(f"{volume.label} exists and holds {holds}.")
     volume.check_not_in_use()
-    return Plan("replace", f"{volume.path} held {holds}", held)
+    return Plan("replace", f"{volume.label} held {holds}", held)
 
 
 def carry_out(
-    request: ImportRequest, volume: FileVolume, source: HttpSource, watcher: t.Any
+    request: ImportRequest, volume: Volume, source: HttpSource, watcher: t.Any
 ) -> tuple[Plan, Received | None]:
     """Does what L(make_plan) decides, and returns it with what was received.
 
@@ -95,7 +96,7 @@ def carry_out(
     """
     plan = make_plan(request, volume)
     if plan.action in ("import", "replace"):
-        with volume.staged(request.lock_timeout, request.wanted if request.digest else None) as staged:
+        with volume.staged(request.lock_timeout, request.wanted, request.digest is not None) as staged:
             plan = make_plan(request, volume)  # again: another import may have ended while this one waited
             if plan.action in ("import", "replace"):
                 return plan, _fetch(request, volume, source, watcher, staged, plan)
@@ -105,7 +106,7 @@ def carry_out(
 
 
 def _fetch(
-    request: ImportRequest, volume: FileVolume, source: HttpSource, watcher: t.Any, staged: t.Any, plan: Plan
+    request: ImportRequest, volume: Volume, source: HttpSource, watcher: t.Any, staged: Staged, plan: Plan
 ) -> Received:
     if request.digest is None and not request.allow_unverified:
         raise Unverifiable("There is no hash to verify the image with.")
@@ -117,24 +118,19 @@ def _fetch(
 
     def check_first(head: bytes, size: int | None) -> None:
         _judge(request, head, size)
-        if size is not None and request.wanted.format != "raw":  # a raw disk may be mostly holes
-            volume.check_space(size - staged.held)
+        staged.reserve(size, 0 if request.wanted.format == "raw" else size or 0)  # a raw disk may be mostly holes
 
     limit = request.max_virtual_size * (_QCOW2_OVERHEAD if is_qcow2 else 1)
-    with storage_errors(f"write {volume.path}"):
-        reception = Reception(source, SparseWriter(staged.fd), request.digest, check_first, watcher, limit)
+    with storage_errors(f"write {volume.label}"):
+        reception = Reception(source, staged.sink, request.digest, check_first, watcher, limit)
         received = reception.run(staged.held)
     if not received.size:
         raise DamagedImage("The image is empty.")
     _judge(request, os.pread(staged.fd, HEAD_SIZE, 0), received.size)
     if is_qcow2:
         qemu_img.check(staged.fd, "qcow2")
-    existing = volume.stat()
-    if plan.action == "replace" and existing is not None:
+    if plan.action == "replace" and volume.stat() is not None:
         volume.check_not_in_use()
-        staged.take_after(existing)
-    else:
-        os.fchmod(staged.fd, request.mode)
     staged.publish(dataclasses.replace(request.wanted, size=received.size), over=plan.action == "replace")
     return received
 
@@ -143,33 +139,37 @@ def _judge(request: ImportRequest, head: bytes, size: int | None) -> ImageFacts:
     return check_head(head, request.wanted.format, size, request.max_virtual_size)
 
 
-def _has_content(request: ImportRequest, volume: FileVolume, size: int) -> bool:
+def _has_content(request: ImportRequest, volume: Volume, size: int) -> bool:
     """Whether the file holds the image's very bytes; it is only read when its size is the image's."""
     if request.digest is None or (request.wanted.size is not None and request.wanted.size != size):
         return False
     hasher = request.digest.hasher()
-    with volume.open() as fd, storage_errors(f"read {volume.path}"), open(fd, "rb", buffering=0, closefd=False) as file:
+    with (
+        volume.open() as fd,
+        storage_errors(f"read {volume.label}"),
+        open(fd, "rb", buffering=0, closefd=False) as file,
+    ):
         buffer = bytearray(BUFFER)
         while length := file.readinto(buffer):
             hasher.update(memoryview(buffer)[:length])
     return hasher.hexdigest() == request.digest.value
 
 
-def describe_volume(volume: FileVolume, image_format: str) -> dict[str, t.Any]:
+def describe_volume(volume: Volume, image_format: str) -> dict[str, t.Any]:
     """The C(volume) of a task's result."""
-    facts: dict[str, t.Any] = {"type": "file", "path": volume.path, "format": image_format}
+    facts: dict[str, t.Any] = {**volume.describe(), "format": image_format}
     there = volume.stat()
     if there is not None:
         with volume.open() as fd:
             head = os.pread(fd, HEAD_SIZE, 0)
         held = volume.provenance()
         try:
-            virtual_size = check_head(head, image_format, there.st_size, None).virtual_size
+            virtual_size = check_head(head, image_format, there.size, None).virtual_size
         except FerryError:  # a guest has written to it since
             virtual_size = None
         facts.update(
-            size=there.st_size,
-            allocated=there.st_blocks * 512,
+            size=there.size,
+            allocated=there.allocated,
             virtual_size=virtual_size,
             provenance=held.to_dict() if held else None,
         )

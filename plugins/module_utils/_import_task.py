@@ -37,6 +37,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.file imp
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
 _DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
+_NOT_KEPT = {
+    *("id", "name", "size", "virtual_size", "checksum", "os_hash_algo", "os_hash_value", "disk_format"),
+    *("container_format", "status", "visibility", "protected", "os_hidden", "owner", "created_at", "updated_at"),
+    *("file", "schema", "self", "locations", "direct_url", "stores", "deleted", "deleted_at", "is_base"),
+}
+"""What Glance says of an image that the volume does not need to keep: kept already, about the cloud, or fleeting."""
 
 
 def import_task(module: AnsibleModule) -> dict[str, t.Any]:
@@ -57,7 +63,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     )
     try:
         request = _request(module, options)
-        with FileVolume(params["path"]) as volume:
+        with FileVolume(params["path"], _mode_of_new_file(params["mode"])) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
@@ -85,17 +91,20 @@ def _certificates(module: AnsibleModule) -> bool | str:
 
 def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
     params = module.params
-    umask = os.umask(0)
-    os.umask(umask)
     return ImportRequest(
         wanted=_wanted_image(params) if params["_image"] else _wanted_url(params, options),
         overwrite=params["overwrite"],
         allow_unverified=params["allow_unverified"],
         max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
         lock_timeout=params["lock_timeout"],
-        # A mode that is asked for is set at the end, so that nobody reads the file before who may not read it after.
-        mode=_PRIVATE_MODE if params["mode"] is not None else _DEFAULT_MODE & ~umask,
     )
+
+
+def _mode_of_new_file(asked: t.Any) -> int:
+    """A mode that is asked for is set at the end, so that nobody reads the file before who may not read it after."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return _PRIVATE_MODE if asked is not None else _DEFAULT_MODE & ~umask
 
 
 def _wanted_image(params: dict[str, t.Any]) -> Provenance:
@@ -107,7 +116,15 @@ def _wanted_image(params: dict[str, t.Any]) -> Provenance:
     algorithm, value = image.get("os_hash_algo"), image.get("os_hash_value")
     if not value:
         algorithm, value = ("md5", image["checksum"]) if image.get("checksum") else (None, None)
-    return Provenance(image["id"], image.get("name"), algorithm, value, image.get("size"), image["disk_format"])
+    metadata = {key: value for key, value in image.items() if value is not None and not _is_fleeting(key)}
+    return Provenance(
+        image["id"], image.get("name"), algorithm, value, image.get("size"), image["disk_format"], metadata=metadata
+    )
+
+
+def _is_fleeting(key: str) -> bool:
+    """Whether Glance's field C(key) speaks of the upload (also openstacksdk's own notes on it) or of the cloud."""
+    return key in _NOT_KEPT or key.startswith("owner_specified.openstack.")
 
 
 def _wanted_url(params: dict[str, t.Any], options: HttpOptions) -> Provenance:

@@ -48,6 +48,16 @@ def test_zeros_become_holes(import_image, images, tmp_path):
     assert result["transfer"]["zero_bytes"] == result["volume"]["size"] - blocks * 65536
 
 
+def test_what_glance_knows_of_an_image_stays_with_the_volume(import_image, cloud, images, tmp_path):
+    properties = {"hw_disk_bus": "scsi", "os_distro": "debian", "architecture": "x86_64", "description": "ä" * 250}
+    options = ["--tag=golden", *(f"--property={name}={value}" for name, value in properties.items())]
+    upload(cloud, "with-metadata", images["disk-raw"], "raw", "--min-ram=256", *options)
+    task = f"cloud: demo\nimage: with-metadata\npath: {tmp_path}/volume"
+    import_image(task)
+    metadata = import_image(task)["volume"]["provenance"]["metadata"]
+    assert metadata == {**properties, "tags": ["golden"], "min_ram": 256, "min_disk": 0}
+
+
 def bodies(cloud):
     """How many whole images Glance has sent."""
     return sum("/file" in line and " 200 " in line for line in cloud.glance_access_log.read_text().splitlines())

@@ -28,6 +28,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInvalid,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
     Provenance,
     read_mark,
@@ -35,7 +36,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenan
     write_mark,
     write_provenance,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, SparseWriter
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL = 0.2
@@ -45,14 +46,21 @@ class FileVolume:
     """The file at C(path), there or not yet.
 
     :param path: absolute path of the file; the folder that holds it has to exist.
+    :param mode: the permission bits of a new file; one that replaces another has the other's, and its owner.
+    :param preallocation: the storage that a new file has from the beginning, in qemu's words: V(off) for none where
+        there are zeros, V(falloc) for all of it, V(full) for all of it written.
     :raises VolumeInvalid: there is no such folder, or C(path) is not the path of a file.
     """
 
-    def __init__(self, path: str) -> None:
+    is_block = False
+
+    def __init__(self, path: str, mode: int = 0o600, preallocation: str = "off") -> None:
         parent, self.name = os.path.split(path)
         if not os.path.isabs(path) or not self.name:
             raise VolumeInvalid(f"'path: {path}' is not the absolute path of a file.", "Give the file's whole path.")
-        self.path = path
+        self.path = self.label = path
+        self.mode = mode
+        self.preallocation = preallocation
         self.partial = f".{self.name}.imageferry-partial"
         try:
             self._folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -67,21 +75,33 @@ class FileVolume:
     def __exit__(self, *_exc: object) -> None:
         os.close(self._folder)
 
-    def stat(self) -> os.stat_result | None:
+    def stat(self) -> VolumeSize | None:
         """What is at the path; None when nothing is.
 
         :raises VolumeInvalid: something other than a regular file is.
         """
+        found = self._file()
+        return VolumeSize(found.st_size, found.st_blocks * 512) if found else None
+
+    def _file(self) -> os.stat_result | None:
         found = self._lstat(self.name)
         if found is not None and not stat.S_ISREG(found.st_mode):
             raise VolumeInvalid(f"{self.path} is {_kind(found.st_mode)}, not a file.")
         return found
+
+    def describe(self) -> dict[str, t.Any]:
+        """Its address in the words of the options."""
+        return {"type": "file", "path": self.path}
 
     def provenance(self) -> Provenance | None:
         """Which image the file holds, as far as is known."""
         with self.open() as fd:
             held = read_provenance(fd, self._folder, self.name)
         return held if held and held.imported_at else None  # a partial file that somebody renamed is none
+
+    def is_unfinished(self) -> bool:
+        """Never: what is being written has another name."""
+        return False
 
     @contextlib.contextmanager
     def open(self) -> t.Iterator[int]:
@@ -118,25 +138,18 @@ class FileVolume:
             raise NoSpace(f"{self.path} needs {size} bytes, and its file system has {free} free.")
 
     @contextlib.contextmanager
-    def staged(self, wait: float, wanted: Provenance | None) -> t.Iterator[StagedFile]:
-        """A partial file of one's own beside the file.
-
-        Unless it was published it is removed at the end, or kept for the next run where that can go on with it.
-
-        :param wait: the seconds to wait for another import to the same path.
-        :param wanted: what will be written, to go on where an earlier run ended; None to begin from nothing.
-        :raises VolumeInUse: the other import went on for longer.
-        """
+    def staged(self, wait: float, wanted: Provenance, resumable: bool) -> t.Iterator[StagedFile]:
+        """A partial file of one's own beside the file; see L(Volume.staged)."""
         fd = self._lock_partial(time.monotonic() + wait)
         staged = StagedFile(self, fd)
         keep = False
         try:
             with storage_errors(f"prepare {self.partial} beside {self.path}"):
-                staged.prepare(wanted)
+                staged.prepare(wanted if resumable else None)
             yield staged
         except BaseException as err:
             interrupted = err.resumable if isinstance(err, FerryError) else not isinstance(err, Exception)
-            keep = interrupted and wanted is not None and os.fstat(fd).st_size > 0
+            keep = interrupted and resumable and os.fstat(fd).st_size > 0
             raise
         finally:
             if not staged.published and not keep and self._is_partial(fd):
@@ -203,6 +216,7 @@ class FileVolume:
         with storage_errors(f"publish {self.path}"):
             if not self._is_partial(fd):
                 raise VolumeInvalid(f"{self.partial} beside {self.path} was removed or replaced during the import.")
+            self._take_after(fd, self._file() if over else None)
             write_provenance(replace(provenance, imported_at=_now()), fd, self._folder, self.name)
             os.fsync(fd)
             if over:
@@ -210,6 +224,13 @@ class FileVolume:
             else:
                 self._rename_new()
             os.fsync(self._folder)
+
+    def _take_after(self, fd: int, existing: os.stat_result | None) -> None:
+        """Gives C(fd) the permission bits, and as far as may be the owner, of the file that it will replace."""
+        if existing is not None:
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, existing.st_uid, existing.st_gid)
+        os.fchmod(fd, existing.st_mode & 0o7777 if existing else self.mode)
 
     def _rename_new(self) -> None:
         """Renames the partial file unless something has come into being at the path meanwhile."""
@@ -232,6 +253,7 @@ class StagedFile:
 
     def __init__(self, volume: FileVolume, fd: int) -> None:
         self.fd = fd
+        self.sink = SparseWriter(fd, volume.preallocation)
         self.published = False
         self.held = 0  # bytes at its beginning that an earlier run has brought
         self._volume = volume
@@ -246,19 +268,16 @@ class StagedFile:
         if wanted:
             write_mark(wanted, self.fd)
 
-    def take_after(self, existing: os.stat_result) -> None:
-        """Gives it the owner, as far as this process may, and the permission bits of the file that it will replace."""
-        with contextlib.suppress(PermissionError):
-            os.fchown(self.fd, existing.st_uid, existing.st_gid)
-        os.fchmod(self.fd, existing.st_mode & 0o7777)
+    def reserve(self, size: int | None, certain: int = 0) -> None:
+        """
+        :raises NoSpace: the file system has no room for what is certain to be written.
+        """
+        if self._volume.preallocation != "off":
+            certain = max(size or 0, certain)
+        self._volume.check_space(certain - self.held)
 
     def publish(self, provenance: Provenance, over: bool) -> None:
-        """Puts the file in place.
-
-        :param provenance: what it holds.
-        :param over: whether it replaces what is there.
-        :raises VolumeExists: it replaces nothing, and something has come into being there.
-        """
+        """Puts the file in place; see L(Staged.publish)."""
         self._volume.publish(self.fd, provenance, over)
         self.published = True
 

@@ -61,10 +61,12 @@ class Staged(t.Protocol):
     def fd(self) -> int:
         """Its bytes, open for reading and writing, after L(reserve)."""
 
-    def reserve(self, size: int | None) -> None:
-        """Sees to it that C(size) bytes can be written, before the first one is; None while nobody knows the size.
+    def reserve(self, size: int | None, certain: int = 0) -> None:
+        """Sees to it that the disk fits, before its first byte is written.
 
-        :raises NoSpace: they cannot.
+        :param size: the bytes from its first to its last; None when nobody knows.
+        :param certain: the bytes of them that are certain to take up storage also where zeros do not.
+        :raises NoSpace: it does not fit.
         """
 
     def publish(self, provenance: Provenance, over: bool) -> None:
@@ -110,9 +112,7 @@ class Volume(t.Protocol):
         :raises VolumeInUse: somebody has it open, or stacked something on it.
         """
 
-    def staged(
-        self, wait: float, wanted: Provenance, resumable: bool
-    ) -> contextlib.AbstractContextManager[Staged]:
+    def staged(self, wait: float, wanted: Provenance, resumable: bool) -> contextlib.AbstractContextManager[Staged]:
         """Takes the volume for an import; nobody else can until this ends.
 
         Unless it is published, nothing of it stays, or what the next run can go on with.

@@ -17,7 +17,7 @@ import os
 import typing as t
 
 XATTR = "user.imageferry"
-_MAX_SIDECAR = 1 << 16
+_MAX_SIDECAR = 1 << 20
 _NO_XATTR = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.ERANGE}
 
 
@@ -31,6 +31,7 @@ class Provenance:
     :param hash_value: its hexadecimal digest.
     :param size: the image's size in bytes, as its server holds it.
     :param format: the volume's disk format.
+    :param metadata: what else Glance knows of the image that a guest or a later export needs: tags, properties, …
     :param imported_at: when the import was completed, UTC, ISO 8601; None in what is asked for or still being written.
     """
 
@@ -41,6 +42,7 @@ class Provenance:
     size: int | None
     format: str
     imported_at: str | None = None
+    metadata: dict[str, t.Any] | None = None
 
     def is_same_image(self, other: Provenance) -> bool:
         """Whether both speak of the same bytes: by hash where they can be compared, else by source."""
@@ -50,7 +52,10 @@ class Provenance:
 
     def is_same_download(self, other: Provenance) -> bool:
         """Whether the beginning of the one is the beginning of the other: the same bytes of the same origin."""
-        return dataclasses.replace(self, name=None) == dataclasses.replace(other, name=None)
+        return self._download() == other._download()
+
+    def _download(self) -> Provenance:
+        return dataclasses.replace(self, name=None, metadata=None)
 
     def to_dict(self) -> dict[str, t.Any]:
         """Plain values, as returned to the user."""
@@ -81,7 +86,7 @@ def read_mark(fd: int) -> Provenance | None:
 def write_mark(provenance: Provenance, fd: int) -> None:
     """Notes what is being written to the open file C(fd); where that cannot be noted, an import starts over."""
     try:
-        os.setxattr(fd, XATTR, _dump(provenance))
+        os.setxattr(fd, XATTR, _dump(dataclasses.replace(provenance, metadata=None)))
     except OSError as err:
         if err.errno not in _NO_XATTR:
             raise
@@ -98,6 +103,8 @@ def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) ->
     except OSError as err:
         if err.errno not in _NO_XATTR:
             raise
+        with contextlib.suppress(OSError):
+            os.removexattr(fd, XATTR)  # the mark of when it was being written
         _write_sidecar(data, fd, folder, name)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import typing as t
 
@@ -19,10 +20,13 @@ class SparseWriter:
     """Writes buffers to a file that reads as zeros where nothing was written.
 
     :param fd: a file open for writing.
+    :param preallocation: V(off) leaves holes where there are zeros, V(falloc) gives them storage at the end, V(full)
+        writes them.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, preallocation: str = "off") -> None:
         self.fd = fd
+        self._preallocation = preallocation
         self.zero_bytes = 0
 
     def restart(self) -> None:
@@ -31,7 +35,7 @@ class SparseWriter:
         self.zero_bytes = 0
 
     def write(self, buffer: bytearray, length: int, offset: int) -> None:
-        """Writes the first C(length) bytes of C(buffer) at C(offset), a multiple of L(BLOCK).
+        """Writes the first C(length) bytes of C(buffer) at C(offset).
 
         :raises OSError: the storage is full, or failed.
         """
@@ -60,7 +64,24 @@ class SparseWriter:
     def finish(self, size: int) -> None:
         """Gives the file its C(size), a hole at its end included, and brings it to the storage."""
         os.ftruncate(self.fd, size)
+        if self._preallocation == "full":
+            self._fill_holes(size)
+        elif self._preallocation == "falloc" and size:
+            os.posix_fallocate(self.fd, 0, size)
         os.fsync(self.fd)
+
+    def _fill_holes(self, size: int) -> None:
+        position = os.lseek(self.fd, 0, os.SEEK_HOLE) if size else 0
+        while position < size:
+            try:
+                end = os.lseek(self.fd, position, os.SEEK_DATA)
+            except OSError as err:
+                if err.errno != errno.ENXIO:  # lseek(2): no data until the end
+                    raise
+                end = size
+            while position < end:
+                position += os.pwrite(self.fd, _ZEROS[: end - position], position)
+            position = os.lseek(self.fd, position, os.SEEK_HOLE) if position < size else size
 
     def _write_run(self, buffer: bytearray, start: int, end: int, offset: int) -> None:
         with memoryview(buffer) as view:

@@ -18,7 +18,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receiv
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "integration"))
 import faulty_proxy
@@ -54,8 +53,12 @@ class Fetch:
     def __call__(self, url, size=None, expected=DIGEST, limit=None, **options):
         provenance = Provenance(url, None, None, None, None, "raw")
         source = HttpSource(url, size, HttpOptions(**{"timeout": 5, **options}))
-        with contextlib.closing(source), FileVolume(str(self.path)) as volume, volume.staged(1, None) as staged:
-            received = Reception(source, SparseWriter(staged.fd), expected, check_raw, Watcher(), limit).run()
+        with (
+            contextlib.closing(source),
+            FileVolume(str(self.path)) as volume,
+            volume.staged(1, provenance, False) as staged,
+        ):
+            received = Reception(source, staged.sink, expected, check_raw, Watcher(), limit).run()
             staged.publish(provenance, False)
         assert self.path.read_bytes() == CONTENT
         return received

@@ -18,7 +18,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receiv
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import XATTR, Provenance
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, SparseWriter
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK
 from faulty_proxy import Fault
 
 from .conftest import CONTENT, DIGEST, Watcher, check_raw
@@ -35,8 +35,8 @@ def carry(tmp_path, proxy):
     def run(wanted=WANTED, check=check_raw, retries=0, token=None):
         source = HttpSource(proxy.url("/image"), SIZE, HttpOptions(timeout=5, retries=retries, token=token))
         volume = FileVolume(str(tmp_path / "disk"))
-        with contextlib.closing(source), volume, volume.staged(1, wanted) as staged:
-            received = Reception(source, SparseWriter(staged.fd), DIGEST, check, Watcher()).run(staged.held)
+        with contextlib.closing(source), volume, volume.staged(1, wanted or WANTED, wanted is not None) as staged:
+            received = Reception(source, staged.sink, DIGEST, check, Watcher()).run(staged.held)
             staged.publish(WANTED, False)
         assert (tmp_path / "disk").read_bytes() == CONTENT and os.listdir(tmp_path) == ["disk"]
         return received

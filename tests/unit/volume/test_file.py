@@ -20,7 +20,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume, storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
 PROVENANCE = Provenance("an id", "a name", "sha512", "00ff", 7, "raw")
 PARTIAL = ".disk.imageferry-partial"
@@ -29,13 +28,11 @@ CONTENT = b"content" * 100000
 
 def put(folder, content=CONTENT, over=False, meanwhile=lambda: None):
     """Stages and publishes C(content) as C(disk) in the folder."""
-    with FileVolume(str(folder / "disk")) as volume, volume.staged(0, None) as staged:
+    with FileVolume(str(folder / "disk"), 0o640) as volume, volume.staged(0, PROVENANCE, False) as staged:
         with storage_errors("write"):
-            writer = SparseWriter(staged.fd)
-            writer.write(bytearray(content), len(content), 0)
-            writer.finish(len(content))
+            staged.sink.write(bytearray(content), len(content), 0)
+            staged.sink.finish(len(content))
         meanwhile()
-        os.fchmod(staged.fd, 0o640)
         staged.publish(PROVENANCE, over)
 
 
@@ -61,6 +58,7 @@ THINGS = ["symlink", "dangling", "fifo", "folder", "device"]
 def test_a_file_is_published_with_its_provenance_and_mode(tmp_path, over):
     if over:
         (tmp_path / "disk").write_text("old")
+        (tmp_path / "disk").chmod(0o640)
     put(tmp_path, over=over)
     assert (tmp_path / "disk").read_bytes() == CONTENT
     assert stat.S_IMODE((tmp_path / "disk").stat().st_mode) == 0o640
@@ -204,9 +202,9 @@ def test_a_second_import_waits_for_the_first_or_gives_up(tmp_path):
     put(tmp_path, meanwhile=second)
     assert (tmp_path / "disk").read_bytes() == CONTENT
     (tmp_path / "disk").unlink()
-    with FileVolume(str(tmp_path / "disk")) as volume, volume.staged(0, None) as first:
+    with FileVolume(str(tmp_path / "disk")) as volume, volume.staged(0, PROVENANCE, False) as first:
         threading.Timer(0.3, first.publish, (PROVENANCE, False)).start()
-        with FileVolume(str(tmp_path / "disk")) as other, other.staged(5, None):
+        with FileVolume(str(tmp_path / "disk")) as other, other.staged(5, PROVENANCE, False):
             assert first.published
 
 
@@ -262,7 +260,11 @@ def test_a_place_that_cannot_be_is_refused(path):
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
-    with FileVolume(str(tmp_path / ("x" * 255))) as volume, pytest.raises(VolumeInvalid), volume.staged(0, None):
+    with (
+        FileVolume(str(tmp_path / ("x" * 255))) as volume,
+        pytest.raises(VolumeInvalid),
+        volume.staged(0, PROVENANCE, False),
+    ):
         pass
 
 

@@ -52,3 +52,17 @@ def test_a_fresh_start_leaves_nothing_of_the_first(tmp_path):
     os.close(fd)
     assert (tmp_path / "disk").read_bytes() == bytes(3 * BLOCK) and writer.zero_bytes == 3 * BLOCK
     assert (tmp_path / "disk").stat().st_blocks == 0
+
+
+@pytest.mark.parametrize("preallocation", ["falloc", "full"])
+def test_zeros_have_storage_when_asked_for(tmp_path, preallocation):
+    content = bytes(2 * BLOCK) + b"data" * BLOCK + bytes(3 * BLOCK)
+    fd = os.open(tmp_path / "disk", os.O_RDWR | os.O_CREAT, 0o600)
+    writer = SparseWriter(fd, preallocation)
+    writer.write(bytearray(content), len(content), 0)
+    writer.finish(len(content) + BLOCK)
+    holes = os.lseek(fd, 0, os.SEEK_HOLE) < len(content) + BLOCK
+    os.close(fd)
+    assert (tmp_path / "disk").read_bytes() == content + bytes(BLOCK)
+    assert (tmp_path / "disk").stat().st_blocks * 512 >= len(content) + BLOCK
+    assert holes == (preallocation == "falloc")
