@@ -11,6 +11,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import I
 
 _SLOWEST = 1024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
 
 
@@ -27,6 +28,15 @@ def parse_size(text: str | int, option: str) -> int:
         raise InvalidOption(f"'{option}: {text}' is not a size.", "Write bytes, or a number with a unit such as 20GiB.")
     power = "KMGTPE".index(match["unit"].upper()) + 1 if match["unit"] else 0
     return int(float(match["number"]) * 1024**power) if "." in match["number"] else int(match["number"]) * 1024**power
+
+
+def parse_share(text: str | int, whole: int, option: str) -> int:
+    """The bytes that V(text) means, where it may also be a percentage of C(whole) bytes: V(25%).
+
+    :raises InvalidOption: it is neither a size nor a percentage.
+    """
+    match = _PERCENT.fullmatch(str(text).strip())
+    return int(whole * float(match[1]) / 100) if match else parse_size(text, option)
 
 
 def parse_rate(text: str | None, option: str) -> int | None:

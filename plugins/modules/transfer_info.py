@@ -63,6 +63,9 @@ progress:
     size:
       description: Bytes that there are; null while that is unknown.
       type: int
+    converted:
+      description: Percent that are converted of what has arrived; null before all of it has.
+      type: float
     wants_token:
       description: Whether the transfer waits for a new token.
       type: bool

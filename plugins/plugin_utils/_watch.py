@@ -77,7 +77,7 @@ class _Watcher:
             else:
                 self._heard = time.monotonic()
                 if line:
-                    line.show(progress["position"], progress["size"])
+                    line.show(progress)
                 if progress["wants_token"] and tokens is not None:
                     token = _renew(tokens)
 
@@ -128,9 +128,12 @@ class _ProgressLine:
         self._label = label
         self._last: tuple[float, int] = (time.monotonic(), 0)
 
-    def show(self, position: int, size: int | None) -> None:
+    def show(self, progress: t.Mapping[str, t.Any]) -> None:
         """Writes a line: share, rate since the last line, time left at that rate."""
-        now = time.monotonic()
+        now, position, size = time.monotonic(), progress["position"], progress["size"]
+        if progress["converted"] is not None:
+            Display().display(f"{self._label}: {progress['converted']:.0f} % converted")
+            return
         rate = max(0.0, (position - self._last[1]) / max(now - self._last[0], 0.001))
         self._last = (now, position)
         Display().display(f"{self._label}: {describe_progress(position, size, rate)}")

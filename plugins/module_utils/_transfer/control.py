@@ -37,6 +37,9 @@ class SilentControl:
     def advance(self, position: int, size: int | None) -> None:
         """Tells nobody."""
 
+    def convert(self, percent: float) -> None:
+        """Tells nobody."""
+
     def close(self) -> None:
         """Leaves nothing behind, as nothing was there."""
 
@@ -50,7 +53,7 @@ class Control:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._state: dict[str, t.Any] = {"position": 0, "size": None, "wants_token": False}
+        self._state: dict[str, t.Any] = {"position": 0, "size": None, "converted": None, "wants_token": False}
         self._unseen = 0.0
         self._writing = threading.Lock()
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -71,6 +74,10 @@ class Control:
     def advance(self, position: int, size: int | None) -> None:
         """Tells how many bytes have arrived."""
         self._state.update(position=position, size=size)
+
+    def convert(self, percent: float) -> None:
+        """Tells how much of what has arrived is converted."""
+        self._state.update(converted=percent)
 
     def renew(self) -> str:
         """Asks for a new token and waits for it.
@@ -128,7 +135,7 @@ class Watch:
         self._folder = folder
 
     def look(self) -> dict[str, t.Any] | None:
-        """How far the transfer is: C(position), C(size), C(wants_token); None when none runs (yet, or any more)."""
+        """How far the transfer is: C(position), C(size), C(converted), C(wants_token); None when none runs (yet, or any more)."""
         try:
             os.utime(os.path.join(self._folder, "watched"))
             with open(os.path.join(self._folder, "alive"), encoding="utf-8") as alive:

@@ -19,28 +19,11 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource, StartOver
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink
 
 BUFFER = 1 << 20
 HEAD = 1 << 16
 _BUFFERS = 8
-
-
-class Sink(t.Protocol):
-    """Where the bytes go."""
-
-    zero_bytes: int
-
-    def restart(self) -> None:
-        """Forgets all that was written."""
-
-    def write(self, buffer: bytearray, length: int, offset: int) -> None:
-        """Writes the first C(length) bytes of C(buffer) at C(offset)."""
-
-    def read_back(self, end: int) -> t.Iterator[memoryview]:
-        """The first C(end) bytes, as an earlier run has written them, piece by piece."""
-
-    def finish(self, size: int) -> None:
-        """Completes the C(size) bytes, durably."""
 
 
 class Watcher(t.Protocol):
@@ -48,6 +31,9 @@ class Watcher(t.Protocol):
 
     def advance(self, position: int, size: int | None) -> None:
         """C(position) of C(size) bytes have arrived."""
+
+    def convert(self, percent: float) -> None:
+        """So much of the disk, all of which has arrived, is converted."""
 
 
 @dataclasses.dataclass
@@ -57,6 +43,7 @@ class Received:
     :param size: bytes of the whole object.
     :param resumed_from: bytes of it that were there already.
     :param restarted: why it had to start over, the last time; None if it had not to.
+    :param staged: bytes that could not be written to their place at once, and were kept elsewhere meanwhile.
     """
 
     size: int
@@ -67,6 +54,7 @@ class Received:
     reconnects: int
     restarts: int
     restarted: str | None
+    staged: int = 0
 
     def to_dict(self) -> dict[str, t.Any]:
         """The C(transfer) of a task's result."""
@@ -79,6 +67,7 @@ class Received:
             "resumed_from": self.resumed_from,
             "reconnects": self.reconnects,
             "restarts": self.restarts,
+            "staged_bytes": self.staged,
         }
 
 

@@ -103,6 +103,10 @@ class FileVolume:
         """Never: what is being written has another name."""
         return False
 
+    def is_blank(self) -> bool:
+        """Never: a file that somebody made is something, whatever it holds."""
+        return False
+
     @contextlib.contextmanager
     def open(self) -> t.Iterator[int]:
         """The file that is there, open for reading."""

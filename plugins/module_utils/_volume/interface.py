@@ -37,6 +37,9 @@ class Sink(t.Protocol):
     def write(self, buffer: bytearray, length: int, offset: int) -> None:
         """Writes the first C(length) bytes of C(buffer) at C(offset)."""
 
+    def wrote(self, end: int) -> None:
+        """Notes that the first C(end) bytes were written by another program, and are to stay."""
+
     def read_back(self, end: int) -> t.Iterator[memoryview]:
         """The first C(end) bytes, as an earlier run has written them, piece by piece."""
 
@@ -100,6 +103,9 @@ class Volume(t.Protocol):
 
     def is_unfinished(self) -> bool:
         """Whether an import to it was begun and not completed, so that its content is nobody's."""
+
+    def is_blank(self) -> bool:
+        """Whether it is a block device with nothing on it, as its first and last MiB are zeros."""
 
     def open(self) -> contextlib.AbstractContextManager[int]:
         """What is there, open for reading."""

@@ -53,13 +53,12 @@ class SparseWriter:
         if start is not None:
             self._write_run(buffer, start, length, offset)
 
+    def wrote(self, end: int) -> None:
+        """Another program has written the first C(end) bytes; nothing has to be known of them."""
+
     def read_back(self, end: int) -> t.Iterator[memoryview]:
-        """The first C(end) bytes of the file, piece by piece; each is good until the next one is asked for."""
-        with memoryview(bytearray(_PIECE)) as view, open(self.fd, "rb", buffering=0, closefd=False) as file:
-            file.seek(0)
-            while end > 0 and (length := file.readinto(view[:end])):
-                yield view[:length]
-                end -= length
+        """The first C(end) bytes of the file; see L(pieces)."""
+        return pieces(self.fd, end)
 
     def finish(self, size: int) -> None:
         """Gives the file its C(size), a hole at its end included, and brings it to the storage."""
@@ -87,3 +86,12 @@ class SparseWriter:
         with memoryview(buffer) as view:
             while start < end:
                 start += os.pwrite(self.fd, view[start:end], offset + start)
+
+
+def pieces(fd: int, end: int) -> t.Iterator[memoryview]:
+    """The first C(end) bytes of the open file C(fd), piece by piece; each is good until the next one is asked for."""
+    with memoryview(bytearray(_PIECE)) as view, open(fd, "rb", buffering=0, closefd=False) as file:
+        file.seek(0)
+        while end > 0 and (length := file.readinto(view[:end])):
+            yield view[:length]
+            end -= length
