@@ -283,6 +283,20 @@ class VolumeInUse(FerryError):
     remedy = "Stop what uses it first; a volume in use is never overwritten."
 
 
+class HasClones(VolumeInUse):
+    """Thin clones stand on the volume."""
+
+    code = "has_clones"
+    remedy = "Remove these clones first, or have a qcow2 stand for itself with 'qemu-img rebase -b \"\"'."
+
+
+class VolumeNotFound(FerryError):
+    """Nothing is there."""
+
+    code = "volume_not_found"
+    remedy = "Check the volume's address, or create it with imageferry.glance.volume."
+
+
 class VolumeInvalid(FerryError):
     """The place is not one where a disk can be put."""
 

@@ -5,20 +5,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    DamagedImage,
     FormatMismatch,
     ImageTooLarge,
     UnsupportedFormat,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._image import foreign
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 
 FORMATS = ("raw", "qcow2", "iso")
-"""The disk formats that are carried, in Glance's words."""
+"""The disk formats that a volume may have, in Glance's words."""
+
+SOURCE_FORMATS = (*FORMATS, "vmdk", "vhd", "vhdx", "vdi")
+"""The disk formats that an image may have; those that no volume has are converted."""
 
 HEAD_SIZE = 64 * 1024
 """So many first bytes show every format here: an ISO's descriptor is at 32 KiB, qcow2's extensions before 64 KiB."""
@@ -73,27 +79,62 @@ def check_head(head: bytes, declared: str, size: int | None, max_virtual_size: i
     :raises UnsafeImage, DamagedImage: see L(Qcow2Header.check).
     :raises ImageTooLarge: its disk is larger than allowed.
     """
-    if declared not in FORMATS:
-        raise UnsupportedFormat(f"The disk format {declared} is not carried; {', '.join(FORMATS)} are.")
     found = detect(head)
-    if found != declared and not (declared == "raw" and found in _OPAQUE):
+    facts = _check(head, found, declared, size, None)
+    _check_limit(facts, max_virtual_size)
+    return facts
+
+
+def check_file(fd: int, declared: str, max_virtual_size: int | None) -> ImageFacts:
+    """Judges an image that is there as a whole, in the open file or device C(fd), before anything opens it.
+
+    It sees what lies further in than the head that L(check_head) has, as with VHD and VHDX.
+
+    :raises FerryError: see L(check_head).
+    """
+    size = os.fstat(fd).st_size or os.lseek(fd, 0, os.SEEK_END)
+    head = os.pread(fd, HEAD_SIZE, 0)
+    facts = _check(head, detect(head), declared, size, lambda offset, length: os.pread(fd, length, offset))
+    if facts.virtual_size is None:
+        raise DamagedImage(f"The {declared} does not say how large its disk is.")
+    _check_limit(facts, max_virtual_size)
+    return facts
+
+
+def _check(head: bytes, found: str, declared: str, size: int | None, read: foreign.Read | None) -> ImageFacts:
+    """
+    :param read: reads the whole image; None while there is only its head.
+    """
+    if declared not in SOURCE_FORMATS:
+        raise UnsupportedFormat(f"The disk format {declared} is not carried; {', '.join(SOURCE_FORMATS)} are.")
+    flat = declared == "raw" or (declared == "vhd" and found == "raw")  # a fixed VHD shows itself only at its end
+    if found != declared and not (flat and found in (*_OPAQUE, "raw")):
         raise FormatMismatch(
             f"The image is declared to be {declared}, but its content is {found}.",
             "Decompress it, and serve or upload it again." if found in _COMPRESSED else None,
         )
-    facts = ImageFacts(declared, size)
     if declared == "qcow2":
         header = Qcow2Header.parse(head)
         header.check(size)
-        facts = ImageFacts(declared, header.virtual_size)
-    elif declared == "iso":
-        _check_iso_size(head, size)
+        return ImageFacts(declared, header.virtual_size)
+    if declared in FORMATS:
+        if declared == "iso":
+            _check_iso_size(head, size)
+        return ImageFacts(declared, size)
+    at_hand = read or (lambda offset, length: head[offset : offset + length])
+    if declared == "vhd":
+        return ImageFacts(declared, foreign.check_vhd(at_hand, size if read else None))
+    if declared == "vhdx":  # its headers come after the head
+        return ImageFacts(declared, foreign.check_vhdx(at_hand) if read else None)
+    return ImageFacts(declared, foreign.check_vmdk(at_hand) if declared == "vmdk" else foreign.check_vdi(at_hand))
+
+
+def _check_limit(facts: ImageFacts, max_virtual_size: int | None) -> None:
     if max_virtual_size is not None and facts.virtual_size is not None and facts.virtual_size > max_virtual_size:
         raise ImageTooLarge(
             f"The image's disk is {facts.virtual_size} bytes ({format_size(facts.virtual_size)}), more than "
             f"max_virtual_size allows ({format_size(max_virtual_size)})."
         )
-    return facts
 
 
 def _check_iso_size(head: bytes, size: int | None) -> None:

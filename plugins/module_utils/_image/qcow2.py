@@ -26,6 +26,7 @@ HEADER_SIZE = 72
 
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
+_COMPRESSION_AT = 104
 _EXTENSION = struct.Struct(">II")
 _END, _DATA_FILE = 0, 0x44415441
 
@@ -55,6 +56,7 @@ class Qcow2Header(t.NamedTuple):
     incompatible_features: int
     refcount_order: int
     header_length: int
+    compression_type: int
     extensions: tuple[int, ...]
 
     @classmethod
@@ -72,9 +74,12 @@ class Qcow2Header(t.NamedTuple):
             if len(head) < HEADER_SIZE + _V3.size:
                 raise DamagedImage("The image ends within its qcow2 header.")
             features, _compatible, _autoclear, refcount_order, header_length = _V3.unpack_from(head, HEADER_SIZE)
+        compression_type = 0
+        if features & _COMPRESSION_TYPE and header_length > _COMPRESSION_AT < len(head):
+            compression_type = head[_COMPRESSION_AT]
         first_cluster = head[: 1 << min(cluster_bits, 16)]
         return cls(version, backing, cluster_bits, size, crypt, l1_size, l1_offset, refcount_offset, refcount_clusters,
-                   snapshots, snapshots_offset, features, refcount_order, header_length,
+                   snapshots, snapshots_offset, features, refcount_order, header_length, compression_type,
                    tuple(_extension_types(first_cluster, header_length)))  # fmt: skip
 
     def check(self, file_size: int | None) -> None:
@@ -107,6 +112,8 @@ class Qcow2Header(t.NamedTuple):
         unknown = self.incompatible_features & ~(_DIRTY | _CORRUPT | _EXTERNAL_DATA | _COMPRESSION_TYPE)
         if unknown:
             raise UnsafeImage(f"The qcow2 needs incompatible features that are not allowed (bits {unknown:#x}).")
+        if self.compression_type > 1:
+            raise UnsafeImage(f"The qcow2 is compressed in the unknown way {self.compression_type}.")
 
     def _check_geometry(self, file_size: int | None) -> None:
         if not 9 <= self.cluster_bits <= 21:
@@ -143,7 +150,7 @@ def check_tables(fd: int) -> None:
     :raises DamagedImage: they do.
     """
     header = Qcow2Header.parse(os.pread(fd, 1 << 16, 0))
-    cluster, file_size = 1 << header.cluster_bits, os.fstat(fd).st_size
+    cluster, file_size = 1 << header.cluster_bits, os.fstat(fd).st_size or os.lseek(fd, 0, os.SEEK_END)  # a device
     tables = (
         ("L1 table", header.l1_table_offset, header.l1_size * 8),
         ("refcount table", header.refcount_table_offset, header.refcount_table_clusters * cluster),

@@ -78,8 +78,8 @@ def test_disks_with_partitions_boot_code_file_systems_and_encryption_are_raw(hea
 
 
 def test_a_format_that_is_not_carried_is_named():
-    with pytest.raises(UnsupportedFormat, match="vhdx"):
-        check_head(b"vhdxfile", "vhdx", None, None)
+    with pytest.raises(UnsupportedFormat, match="ploop"):
+        check_head(b"WithoutFreeSpace", "ploop", None, None)
 
 
 def test_a_raw_disk_beyond_the_limit_is_refused():
