@@ -34,7 +34,7 @@ options:
     type: str
     aliases: [cacert]
   client_cert:
-    description: Path, on the controller, of a client certificate for Keystone and Glance's catalogue.
+    description: Path, on the controller, of a client certificate for Keystone and Glance; hosts show it, too.
     type: str
     aliases: [cert]
   client_key:

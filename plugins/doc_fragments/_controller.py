@@ -16,6 +16,12 @@ options:
   _ca_data:
     description: For this collection's own use. The certificates that the controller trusts this cloud by.
     type: str
+  _client_cert:
+    description: For this collection's own use. The client certificate that this cloud wants to see.
+    type: str
+  _client_key:
+    description: For this collection's own use. The key of the client certificate.
+    type: str
   _transfer:
     description: For this collection's own use. The folder through which the controller watches the transfer.
     type: path

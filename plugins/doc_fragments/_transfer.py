@@ -20,6 +20,14 @@ options:
       - The most that each host moves in a second, in bytes or with a unit such as V(50MiB). All that comes by default.
       - For a whole play, C(throttle) keeps the number of hosts down that move bytes at the same time.
     type: str
+  connections:
+    description:
+      - How many connections each host reads over at the same time, V(1) to V(16).
+      - V(auto) begins with one, and where the network is what is waited for, and much is left, tries four at once;
+        it keeps them only if they are faster. One that brings more than 300 MB/s stays alone.
+      - A server that sends no parts of an image, or refuses more connections, is read over fewer, at last over one.
+    type: str
+    default: auto
   progress:
     description:
       - Whether to show, while bytes are moved, a line every few seconds that says how far it is, at what rate, and how

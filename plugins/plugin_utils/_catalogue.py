@@ -15,7 +15,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ImageNotFound,
     ImageNotReady,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import SOURCE_FORMATS
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
@@ -119,7 +119,8 @@ def _assess(cloud: Cloud, image: Image, inspect: str, limit: int) -> Image:
     """Adds C(virtual_size) and its source, C(supported) and C(safety) to an image's own fields."""
     known = image.get("virtual_size")
     facts = {"virtual_size": known, "virtual_size_source": "glance" if known is not None else None}
-    supported = image["disk_format"] in FORMATS and image["container_format"] == "bare" and image["status"] == "active"
+    known_format = image["disk_format"] in SOURCE_FORMATS
+    supported = known_format and image["container_format"] == "bare" and image["status"] == "active"
     safety = {"verdict": "unknown", "reason": "The image's header was not read."}
     if supported and inspect != "never" and (inspect == "always" or known is None):
         try:

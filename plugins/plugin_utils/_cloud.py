@@ -59,11 +59,16 @@ class Cloud:
         verify = self._connection.config.get_requests_verify_args()[0]
         if not isinstance(verify, str):
             return None
-        try:
-            with open(verify, encoding="ascii") as file:
-                return file.read()
-        except (OSError, ValueError) as err:
-            raise TlsUntrusted(f"The CA certificates in {verify} cannot be read: {err}.") from err
+        return _read(verify, "CA certificates")
+
+    def client_certificate(self) -> tuple[str | None, str | None]:
+        """The client certificate for this cloud and its key, as text; the key is None if one file holds both.
+
+        :raises TlsUntrusted: they cannot be read.
+        """
+        cert = self._connection.config.get_requests_verify_args()[1]
+        cert, key = cert if isinstance(cert, tuple) else (cert, None)
+        return cert and _read(cert, "client certificate"), key and _read(key, "client certificate's key")
 
     @property
     def verifies(self) -> bool:
@@ -108,10 +113,25 @@ class Cloud:
         version = ".".join(map(str, data.api_version)) if data.api_version else None
         return {"url": data.url, "api_version": version, "region": data.region_name, "interface": data.interface}
 
-    def image_url(self, path: str) -> str:
-        """The address of C(path) in Glance, for a client other than this session."""
-        base = self.endpoint["url"].rstrip("/")
+    def image_url(self, path: str, interface: str | None = None) -> str:
+        """The address of C(path) in Glance, for a client other than this session.
+
+        :param interface: whose endpoint the client uses, None for the one that this session uses.
+        :raises NoImageService: the catalogue names none for it.
+        """
+        base = (self._catalogued(interface) if interface else self.endpoint["url"]).rstrip("/")
         return f"{base if base.endswith('/v2') else base + '/v2'}{path}"
+
+    def _catalogued(self, interface: str) -> str:
+        """The endpoint as the catalogue names it: the controller may not be able to reach, and so to ask, this one."""
+        with _cloud_errors():
+            session, region = self._connection.session, self._image.region_name
+            url: str | None = session.get_endpoint(
+                service_type="image", interface=interface, region_name=region, skip_discovery=True
+            )
+        if not url:
+            raise NoImageService(f"This cloud's catalogue has no {interface} endpoint of an image service.")
+        return url
 
     def ask(self, method: str, path: str, **options: t.Any) -> t.Any:
         """Glance's answer to a request, whatever its status.
@@ -131,6 +151,14 @@ class Cloud:
             response.close()
             raise _refusal(response, path)
         return response
+
+
+def _read(path: str, what: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except (OSError, ValueError) as err:
+        raise TlsUntrusted(f"The {what} in {path} cannot be read: {err}.") from err
 
 
 def _connect(params: t.Mapping[str, t.Any]) -> t.Any:

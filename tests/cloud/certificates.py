@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make a certificate authority and a server certificate for loopback.
 
-    certificates.py FOLDER
+    certificates.py FOLDER [HOST...]
 
-writes ca.crt, server.crt and server.key. The authority's own key is forgotten at once: nobody can ever
-sign another certificate with it. Run by the interpreter that has the `cryptography` package.
+writes ca.crt, server.crt and server.key, for loopback and the other names or addresses, unless they are there already,
+and client.crt and client.key of a client. The authority's own key is forgotten at once: nobody can ever sign another
+certificate with it. Run by the interpreter that has the `cryptography` package.
 """
 
 from __future__ import annotations
@@ -73,9 +74,25 @@ def authority_extensions() -> list[x509.ExtensionType]:
     return [x509.BasicConstraints(ca=True, path_length=0), usage]
 
 
-def server_extensions() -> list[x509.ExtensionType]:
-    """What makes a certificate one of a server on loopback."""
-    hosts = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+def general_name(host: str) -> x509.GeneralName:
+    """A host's name or address, as a certificate has it."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def client_extensions() -> list[x509.ExtensionType]:
+    """What makes a certificate one of a client."""
+    return [
+        x509.BasicConstraints(ca=False, path_length=None),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),
+    ]
+
+
+def server_extensions(others: list[str]) -> list[x509.ExtensionType]:
+    """What makes a certificate one of a server on loopback, and of other names or addresses."""
+    hosts = [general_name(host) for host in ("127.0.0.1", "localhost", *others)]
     return [
         x509.BasicConstraints(ca=False, path_length=None),
         x509.SubjectAlternativeName(hosts),
@@ -83,20 +100,31 @@ def server_extensions() -> list[x509.ExtensionType]:
     ]
 
 
-def main(folder: Path) -> None:
-    """Write the three files."""
+def private_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A key as text."""
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def main(folder: Path, others: list[str]) -> None:
+    """Write the files, unless they are there for these very hosts."""
+    hosts = folder / "hosts"
+    if hosts.exists() and hosts.read_text(encoding="utf-8").split() == others:
+        return
     authority = "imageferry embedded cloud CA"
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca = certificate(authority, ca_key, authority, ca_key, authority_extensions())
-    server = certificate("127.0.0.1", key, authority, ca_key, server_extensions())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    ca_key = ec.generate_private_key(ec.SECP256R1())
     folder.mkdir(mode=0o700, exist_ok=True)
+    ca = certificate(authority, ca_key, authority, ca_key, authority_extensions())
     (folder / "ca.crt").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.crt").write_bytes(server.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.key").write_bytes(private)
+    subjects = {"server": ("127.0.0.1", server_extensions(others)), "client": ("a client", client_extensions())}
+    for file, (subject, extensions) in subjects.items():
+        key = ec.generate_private_key(ec.SECP256R1())
+        signed = certificate(subject, key, authority, ca_key, extensions)
+        (folder / f"{file}.crt").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        (folder / f"{file}.key").write_bytes(private_bytes(key))
+        (folder / f"{file}.key").chmod(0o600)
+    hosts.write_text("\n".join(others), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -88,6 +88,8 @@ class CloudOptions:
 
     - state: the folder of the cloud's files; two clouds at once need two folders
     - venv: the virtual environment with the servers, by default the running interpreter's
+    - internal_address: the host name or address of Glance's internal endpoint in the catalogue, such as
+      10.0.2.2, by which a QEMU guest reaches this machine's loopback; None for the same as the public one
     - tls: serve HTTPS, with a certificate from a CA of the cloud's own
     - token_lifetime: seconds until a token expires
     - ranges: what a download with a Range header gets, see glance_app.py
@@ -98,6 +100,7 @@ class CloudOptions:
 
     state: Path = dataclasses.field(default_factory=lambda: cache_folder("cloud"))
     venv: Path | None = None
+    internal_address: str | None = None
     tls: bool = False
     token_lifetime: int = 3600
     ranges: str = "serve"
@@ -455,12 +458,12 @@ class Identity:
         ]
         self.call("POST", "/registered_limits", {"registered_limits": entries})
 
-    def ensure_service(self, name: str, kind: str, url: str) -> None:
-        """Enter a service in the catalogue, or its address of today where it had another one."""
+    def ensure_service(self, name: str, kind: str, public: str, internal: str) -> None:
+        """Enter a service in the catalogue, or its addresses of today where it had other ones."""
         service_id = self.ensure("service", name, type=kind)
         found, _token = self.call("GET", f"/endpoints?service_id={service_id}")
         known = {endpoint["interface"]: endpoint for endpoint in found["endpoints"]}
-        for interface in ("public", "internal", "admin"):
+        for interface, url in (("public", public), ("internal", internal), ("admin", public)):
             endpoint = {"service_id": service_id, "interface": interface, "url": url, "region_id": REGION}
             if interface not in known:
                 self.call("POST", "/endpoints", {"endpoint": endpoint})
@@ -516,6 +519,11 @@ class EmbeddedCloud:
     def image_url(self) -> str:
         """Glance's address."""
         return self._base_url(self.glance)
+
+    @property
+    def internal_image_url(self) -> str:
+        """Glance's address in the cloud's internal network."""
+        return self._base_url(self.glance, self._setting("internal_address") or HOST)
 
     @property
     def keystone_access_log(self) -> Path:
@@ -598,10 +606,10 @@ class EmbeddedCloud:
         """An option of the cloud as it runs, or else as it would be started."""
         return self._running_options.get(name, getattr(self.options, name))
 
-    def _base_url(self, server: Server) -> str:
+    def _base_url(self, server: Server, host: str = HOST) -> str:
         if not server.port:
             raise CloudError(f"no cloud was started yet in {self.state}")
-        return f"{'https' if self._setting('tls') else 'http'}://{HOST}:{server.port}"
+        return f"{'https' if self._setting('tls') else 'http'}://{host}:{server.port}"
 
     def _require_same_options(self) -> None:
         wanted = self.options.recorded()
@@ -649,8 +657,9 @@ class EmbeddedCloud:
             for name, listener in listeners.items():
                 self.servers[name].port = listener.getsockname()[1]
             self._save()
-            if self.options.tls and not (self.state / "tls/server.key").exists():
-                self._run([self._python, HERE / "certificates.py", self.state / "tls"])
+            if self.options.tls:
+                hosts = list(filter(None, [self.options.internal_address]))
+                self._run([self._python, HERE / "certificates.py", self.state / "tls", *hosts])
             self._write_configuration()
             fresh = self._prepared != self._recipe()
             if fresh:
@@ -748,8 +757,8 @@ class EmbeddedCloud:
         """Create what is missing of users, projects, roles and the catalogue."""
         for user in (GLANCE_USER, *USERS):
             identity.ensure_user(user)
-        identity.ensure_service("keystone", "identity", self.auth_url)
-        identity.ensure_service("glance", "image", self.image_url)
+        identity.ensure_service("keystone", "identity", self.auth_url, self.auth_url)
+        identity.ensure_service("glance", "image", self.image_url, self.internal_image_url)
         if self.options.size_quota is not None:
             identity.ensure_limits(self.options.size_quota)
 
@@ -818,6 +827,11 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
+def address(text: str) -> str | None:
+    """A host name or address from a command line."""
+    return text or None
+
+
 def quota(text: str) -> int | None:
     """A quota from a command line."""
     return int(text) or None
@@ -838,6 +852,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     start.add_argument("--venv", type=Path, metavar="DIR", help="where the servers are installed (default: here)")
     start.add_argument("--tls", action=argparse.BooleanOptionalAction, help="serve HTTPS, with a CA of its own")
+    start.add_argument("--internal-address", type=address, metavar="HOST", help="of the internal image endpoint")
     start.add_argument("--token-lifetime", type=int, metavar="SECONDS", help="until a token expires (default: 3600)")
     start.add_argument("--ranges", choices=RANGES, help="how downloads answer a Range header (default: serve)")
     start.add_argument("--stores", type=names, metavar="NAME,...", help="file stores (default: store1,store2)")

@@ -135,7 +135,10 @@ class Watch:
         self._folder = folder
 
     def look(self) -> dict[str, t.Any] | None:
-        """How far the transfer is: C(position), C(size), C(converted), C(wants_token); None when none runs (yet, or any more)."""
+        """How far the transfer is: C(position), C(size), C(converted), C(wants_token).
+
+        None when none runs (yet, or any more).
+        """
         try:
             os.utime(os.path.join(self._folder, "watched"))
             with open(os.path.join(self._folder, "alive"), encoding="utf-8") as alive:

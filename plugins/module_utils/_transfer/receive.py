@@ -13,17 +13,39 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ChecksumMismatch,
+    FerryError,
     ImageTooLarge,
     SizeMismatch,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource, StartOver
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import StartOver
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink
 
 BUFFER = 1 << 20
 HEAD = 1 << 16
 _BUFFERS = 8
+
+
+class Source(t.Protocol):
+    """Where the bytes come from, as one stream; L(HttpSource) says what each of these does."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def reconnects(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+
+    def learn_size(self) -> int | None: ...
+    def begin_at(self, position: int) -> None: ...
+    def readinto(self, view: memoryview) -> int: ...
+    def restart(self, why: StartOver | FerryError) -> None: ...
+    def close(self) -> None: ...
 
 
 class Watcher(t.Protocol):
@@ -42,6 +64,7 @@ class Received:
 
     :param size: bytes of the whole object.
     :param resumed_from: bytes of it that were there already.
+    :param connections: the most that were used at once.
     :param restarted: why it had to start over, the last time; None if it had not to.
     :param staged: bytes that could not be written to their place at once, and were kept elsewhere meanwhile.
     """
@@ -55,6 +78,7 @@ class Received:
     restarts: int
     restarted: str | None
     staged: int = 0
+    connections: int = 1
 
     def to_dict(self) -> dict[str, t.Any]:
         """The C(transfer) of a task's result."""
@@ -67,6 +91,7 @@ class Received:
             "resumed_from": self.resumed_from,
             "reconnects": self.reconnects,
             "restarts": self.restarts,
+            "connections": self.connections,
             "staged_bytes": self.staged,
         }
 
@@ -80,7 +105,7 @@ class Reception:
     :param limit: the bytes that may arrive, of an image whose size nobody told.
     """
 
-    source: HttpSource
+    source: Source
     sink: Sink
     expected: Digest | None
     check_head: t.Callable[[bytes, int | None], t.Any]
@@ -116,7 +141,7 @@ class Reception:
         self.sink.finish(source.position)
         return Received(
             source.position, held, self.sink.zero_bytes, time.monotonic() - started, digest, source.reconnects,
-            source.restarts, restarted,
+            source.restarts, restarted, connections=source.connections,
         )  # fmt: skip
 
     def _receive(self, held: int) -> Digest | None:

@@ -10,6 +10,7 @@ import email.utils
 import http.client
 import re
 import ssl
+import threading
 import time
 import typing as t
 import urllib.parse
@@ -33,11 +34,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     innermost_cause,
 )
 
-try:
+if t.TYPE_CHECKING:
     import requests
     import urllib3
-except ImportError:  # pragma: no cover - the hosts of the tests have it
-    requests = None  # type: ignore[assignment]
 
 _SLICE = 4096
 _MAX_REDIRECTS = 5
@@ -46,6 +45,21 @@ _CONNECT_TIMEOUT = 10.0
 _RETRIED = {408, 429, 500, 502, 503, 504}
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+
+
+def _import_requests() -> None:
+    """Imports what takes so long to import that a run with nothing to read goes without it.
+
+    :raises MissingDependency: it is not installed.
+    """
+    global requests, urllib3  # noqa: PLW0603
+    try:
+        import requests
+        import urllib3
+    except ImportError as err:  # pragma: no cover - the hosts of the tests have it
+        raise MissingDependency(
+            "Python's requests is not installed on this host.", "Install python3-requests."
+        ) from err
 
 
 class TokenSupply(t.Protocol):
@@ -70,6 +84,9 @@ class HttpOptions:
     :param retries: how often in a row to try again without getting any further, and how often to start over.
     :param min_speed: the bytes a second that a connection has to bring.
     :param rate_limit: the bytes a second that are asked of it at most; None for all that it brings.
+    :param client_cert: the paths of a client certificate and its key, or of one file with both; never shown to another
+        host.
+    :param connections: how many to use at once, where there are several; None for as many as pay.
     """
 
     headers: dict[str, str] = field(default_factory=dict)
@@ -80,23 +97,34 @@ class HttpOptions:
     retries: int = 5
     min_speed: int = 10 * 1024
     rate_limit: int | None = None
+    client_cert: str | tuple[str, str] | None = None
+    connections: int | None = None
 
 
 class StartOver(Exception):
     """The server cannot continue where the last connection broke off: only a whole new body will do."""
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """A connection or an attempt failed in a way that is worth another try.
 
     :param failure: the error that it is once there were enough of them.
     :param pause: the seconds that the server wants to be left alone.
+    :param answered: whether the server had begun to send what was asked for.
     """
 
-    def __init__(self, reason: str, failure: type[FerryError] = TransferFailed, pause: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        failure: type[FerryError] = TransferFailed,
+        pause: float | None = None,
+        *,
+        answered: bool = True,
+    ) -> None:
         super().__init__(reason)
         self.failure = failure
         self.pause = pause
+        self.answered = answered
 
 
 class _Pace:
@@ -140,6 +168,27 @@ class _Brake:
             time.sleep(max(0.0, self._free_at - time.monotonic()))
 
 
+class _Token:
+    """The token of all connections to one object, replaced once for all of them when the server refuses it."""
+
+    def __init__(self, options: HttpOptions) -> None:
+        self.value = options.token
+        self._tokens = options.tokens
+        self._lock = threading.Lock()
+
+    def renew(self, refused: str) -> None:
+        """Has another value than C(refused).
+
+        :raises TokenExpired: there is none.
+        """
+        with self._lock:
+            if self.value != refused:
+                return
+            if self._tokens is None:
+                raise TokenExpired("The token expired before the transfer ended.")
+            self.value = self._tokens.renew()
+
+
 class HttpSource:
     """An object on an HTTP server, read as one stream.
 
@@ -150,8 +199,7 @@ class HttpSource:
     """
 
     def __init__(self, url: str, size: int | None, options: HttpOptions) -> None:
-        if requests is None:
-            raise MissingDependency("Python's requests is not installed on this host.", "Install python3-requests.")
+        _import_requests()
         try:
             parts = urllib.parse.urlsplit(url)
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -164,8 +212,11 @@ class HttpSource:
         self.position = 0
         self.reconnects = 0
         self.restarts = 0
+        self.connections = 1
+        self.waited = 0.0  # seconds spent waiting for the network
         self._promised = size
         self._options = options
+        self._token = _Token(options)
         self._auth = _basic_auth(parts.username, parts.password) if parts.username else _no_auth
         self._entity: tuple[str | None, str | None] | None = None
         self._response: requests.Response | None = None
@@ -181,7 +232,7 @@ class HttpSource:
 
     def close(self) -> None:
         """Ends the connection."""
-        self._hang_up()
+        self.hang_up()
         self._session.close()
 
     def begin_at(self, position: int) -> None:
@@ -193,7 +244,7 @@ class HttpSource:
 
         :raises FerryError: C(why), as it was started over C(retries) times already.
         """
-        self._hang_up()
+        self.hang_up()
         if self.restarts >= self._options.retries:
             if isinstance(why, FerryError):
                 raise why
@@ -209,7 +260,7 @@ class HttpSource:
     def learn_size(self) -> int | None:
         """Asks for the object's size without its bytes (HEAD); None where the server does not tell."""
         if self.size is None:
-            with contextlib.suppress(FerryError, _Lost), self._request("HEAD", {}) as response:
+            with contextlib.suppress(FerryError, Lost), self._request("HEAD", {}) as response:
                 if response.status_code == 200:
                     # Servers that make the body as they send it say 0 here.
                     self.size = _number(response.headers.get("Content-Length")) or None
@@ -237,22 +288,29 @@ class HttpSource:
         filled = 0
         while filled < len(view) and (self.size is None or self.position < self.size):
             try:
-                count = self._read(self._brake.next_read(view[filled:]))
-            except _Lost as lost:
-                self._hang_up()
-                self._pause(lost)
+                count = self._read(self.next_read(view[filled:]))
+            except Lost as lost:
+                self.lose(lost)
                 continue
             if count == 0:
                 self.size = self.position
                 return filled
             filled += count
-            self.position += count
-            self._brake.hold(count)
-            if self.position - self._failed_at >= self._pace.enough:
-                self._failures = 0
+            self.advance(count)
         if filled < len(view):
             self._check_end()
         return filled
+
+    def next_read(self, view: memoryview) -> memoryview:
+        """As much of C(view) as the rate limit lets one fill at once."""
+        return self._brake.next_read(view)
+
+    def advance(self, count: int) -> None:
+        """Notes C(count) bytes that have come, and takes the time for them that the rate limit says."""
+        self.position += count
+        self._brake.hold(count)
+        if self.position - self._failed_at >= self._pace.enough:
+            self._failures = 0
 
     def _read(self, view: memoryview) -> int:
         """The next bytes of the current connection, or of a new one; 0 at the end of an object of unknown size."""
@@ -260,10 +318,12 @@ class HttpSource:
             self._connect()
         started = time.monotonic()
         count = self._read_body(view)
+        seconds = time.monotonic() - started
+        self.waited += seconds
         if count == 0 and self.size is not None:
-            raise _Lost(f"the connection ended after {self.position} of {self.size} bytes")
-        if self._pace.is_too_slow(count, time.monotonic() - started):
-            raise _Lost(f"fewer than {self._options.min_speed} bytes a second arrived")
+            raise Lost(f"the connection ended after {self.position} of {self.size} bytes")
+        if self._pace.is_too_slow(count, seconds):
+            raise Lost(f"fewer than {self._options.min_speed} bytes a second arrived")
         return count
 
     def _read_body(self, view: memoryview) -> int:
@@ -279,7 +339,7 @@ class HttpSource:
             wanted = len(view) if self._left is None else min(len(view), self._left)
             count: int = body.fp.readinto1(view[:wanted]) if wanted else 0
         except (http.client.HTTPException, OSError, ValueError) as err:  # ValueError: a chunk of a negative size
-            raise _Lost(f"the connection broke ({describe_cause(err)})") from err
+            raise Lost(f"the connection broke ({describe_cause(err)})") from err
         if self._left is not None:
             self._left -= count
         return count
@@ -287,12 +347,12 @@ class HttpSource:
     def _check_end(self) -> None:
         """Sees that a body of known size has nothing more."""
         if self._response is not None and self._left is None:
-            with contextlib.suppress(_Lost):  # every byte is here; how the connection ends is all the same
+            with contextlib.suppress(Lost):  # every byte is here; how the connection ends is all the same
                 if self._read_body(memoryview(bytearray(1))):
                     raise SizeMismatch(f"The server sends more than the {self.size} bytes that the image has.")
 
     def _connect(self) -> None:
-        headers = {"Range": f"bytes={self.position}-"} if self.position else {}
+        headers = {"Range": self._range()} if self.position else {}
         response = self._request("GET", headers)
         try:
             self._check_answer(response)
@@ -304,29 +364,28 @@ class HttpSource:
         self._left = None if body.chunked else _number(response.headers.get("Content-Length"))
         self._pace = _Pace(self._options.min_speed, self._options.timeout)
 
+    def _range(self) -> str:
+        return f"bytes={self.position}-"
+
     def _request(self, method: str, headers: dict[str, str]) -> requests.Response:
         """One answer, redirects followed and the token renewed; never a redirect."""
         url, renewed = self.url, False
         for _hop in range(_MAX_REDIRECTS + 2):
             own = _origin(url) == _origin(self.url)
-            response = self._send(method, url, headers, own)
-            if response.status_code == 401 and own and self._options.token:
+            token = self._token.value if own else None
+            response = self._send(method, url, headers, own, token)
+            if response.status_code == 401 and token:
                 response.close()
                 if renewed:
                     raise TokenExpired(f"{public_url(url)} refuses the token, and the one that replaced it.")
                 renewed = True
-                self._renew_token()
+                self._token.renew(token)
             elif response.is_redirect:
                 response.close()
                 url = self._follow(url, response.headers["Location"])
             else:
                 return response
         raise RedirectRefused(f"{public_url(self.url)} redirects in circles.", "Use the final address.")
-
-    def _renew_token(self) -> None:
-        if self._options.tokens is None:
-            raise TokenExpired("The token expired before the transfer ended.")
-        self._options.token = self._options.tokens.renew()
 
     def _follow(self, url: str, location: str) -> str:
         try:
@@ -337,15 +396,15 @@ class HttpSource:
             raise RedirectRefused(f"{public_url(url)} redirects to an address that cannot be used.") from None
         if there.scheme not in ("http", "https") or (here.scheme == "https" and there.scheme == "http"):
             raise RedirectRefused(f"{public_url(url)} redirects to {public_url(target)}, which is not secure.")
-        if self._options.token and elsewhere:
+        if self._token.value and elsewhere:
             raise RedirectRefused(f"The image service redirects to another host, {public_url(target)}.")
         return target
 
-    def _send(self, method: str, url: str, headers: dict[str, str], own: bool) -> requests.Response:
+    def _send(self, method: str, url: str, headers: dict[str, str], own: bool, token: str | None) -> requests.Response:
         """One answer; what is secret goes along only to the server that it is for (C(own))."""
         secret = dict(self._options.headers) if own else {}
-        if own and self._options.token:
-            secret["X-Auth-Token"] = self._options.token
+        if token:
+            secret["X-Auth-Token"] = token
         try:
             return self._session.request(
                 method,
@@ -355,20 +414,25 @@ class HttpSource:
                 stream=True,
                 allow_redirects=False,
                 verify=self._options.verify,
+                cert=self._options.client_cert if own else None,
                 timeout=(min(self._options.timeout, _CONNECT_TIMEOUT), self._options.timeout),
             )
         except requests.exceptions.SSLError as err:
             if isinstance(innermost_cause(err), (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):
-                raise _Lost(f"the connection broke ({describe_cause(err)})", ConnectionRefused) from err
+                raise Lost(f"the connection broke ({describe_cause(err)})", ConnectionRefused, answered=False) from err
             raise TlsUntrusted(f"{_origin(url)} is not trusted: {describe_cause(err)}.") from err
         except requests.exceptions.InvalidURL as err:
             raise InvalidOption(f"'{public_url(url)}' is not a usable address.") from err
         except (requests.exceptions.InvalidHeader, UnicodeError):  # their messages show the header, which is secret
             raise InvalidOption("'headers' holds a header that HTTP does not allow.") from None
         except requests.exceptions.Timeout as err:
-            raise _Lost(f"{_origin(url)} does not answer ({describe_cause(err)})", ConnectionTimedOut) from err
+            raise Lost(
+                f"{_origin(url)} does not answer ({describe_cause(err)})", ConnectionTimedOut, answered=False
+            ) from err
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
-            raise _Lost(f"{_origin(url)} cannot be reached ({describe_cause(err)})", ConnectionRefused) from err
+            raise Lost(
+                f"{_origin(url)} cannot be reached ({describe_cause(err)})", ConnectionRefused, answered=False
+            ) from err
 
     def _check_answer(self, response: requests.Response) -> None:
         """Accepts an answer that continues at the current position; learns the size from it."""
@@ -382,7 +446,7 @@ class HttpSource:
         elif self.position and status in (400, 416, 501):
             raise StartOver(f"the server answered {status} to a Range")
         elif status in _RETRIED:
-            raise _Lost(f"the server answered {status} {response.reason}", pause=_retry_after(response))
+            raise Lost(f"the server answered {status} {response.reason}", pause=_retry_after(response), answered=False)
         else:
             raise _refusal(status, response.reason, public_url(self.url))
         entity = (response.headers.get("ETag"), response.headers.get("Last-Modified"))
@@ -412,8 +476,13 @@ class HttpSource:
             raise SizeMismatch(f"The server offers {length} bytes, but the image has {self._promised}.")
         self.size = length
 
-    def _pause(self, lost: _Lost) -> None:
-        """Waits before the next try, longer each time; gives up after too many that brought nothing worth the name."""
+    def lose(self, lost: Lost) -> None:
+        """Ends the connection and waits before the next try, longer each time.
+
+        :raises FerryError: there were too many that brought nothing worth the name.
+        :raises StartOver: the server is known not to continue in the middle.
+        """
+        self.hang_up()
         self._failures += 1
         self._failed_at = self.position
         self.reconnects += 1
@@ -425,7 +494,27 @@ class HttpSource:
             raise StartOver(str(lost))
         time.sleep(min(lost.pause, _MAX_PAUSE) if lost.pause is not None else _backoff(self._failures))
 
-    def _hang_up(self) -> None:
+    @property
+    def is_connected(self) -> bool:
+        """Whether a body is being read."""
+        return self._response is not None
+
+    def share(self, other: HttpSource) -> None:
+        """Uses the token of C(other), and expects the same object."""
+        self._token, self._entity = other._token, other._entity
+
+    def hand_back(self) -> None:
+        """Ends an answer, and keeps the connection for the next one where the answer was read to its end."""
+        if self._response is not None and self._left == 0:
+            body: t.Any = self._response.raw._fp
+            body.length = 0  # http.client did not see what was read from the file below it
+            body.read()
+            self._response.raw.release_conn()
+            self._response = None
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Ends the connection."""
         if self._response is not None:
             self._response.close()
             self._response = None

@@ -14,8 +14,9 @@ import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import check_head
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import ParallelSource
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
@@ -52,7 +53,7 @@ class Fetch:
 
     def __call__(self, url, size=None, expected=DIGEST, limit=None, **options):
         provenance = Provenance(url, None, None, None, None, "raw")
-        source = HttpSource(url, size, HttpOptions(**{"timeout": 5, **options}))
+        source = ParallelSource(url, size, HttpOptions(**{"timeout": 5, **options}))
         with (
             contextlib.closing(source),
             FileVolume(str(self.path)) as volume,

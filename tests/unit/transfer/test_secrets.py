@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import itertools
+import select
+import socket
+import ssl
 import subprocess
 import time
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     AccessDenied,
+    FerryError,
     RedirectRefused,
     TlsUntrusted,
     TokenExpired,
@@ -19,7 +25,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source
     HttpSource,
     public_url,
 )
-from faulty_proxy import Fault, FaultyProxy, FileServer
+from faulty_proxy import Fault, FaultyProxy, FileServer, LocalServer
 
 from .conftest import CONTENT
 
@@ -193,3 +199,84 @@ def test_a_checksum_list_gets_no_secret_of_another_server(proxy, other_proxy):
     assert source.read_text() == "list"
     assert "secret" in repr(proxy.seen) and "secret" not in repr(other_proxy.seen)
     source.close()
+
+
+@pytest.fixture
+def strict(folder, tmp_path):
+    """A server that talks to nobody without the certificate, and that file."""
+    both, cert = make_certificate(tmp_path, "IP:127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=cert)
+    context.load_cert_chain(both)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = FileServer(folder)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    server._scheme = "https"
+    yield server, both, cert
+    server.stop()
+
+
+def test_a_client_certificate_opens_its_server_and_is_shown_to_no_other(fetch, proxy, strict):
+    server, both, cert = strict
+    fetch(server.url("/image"), verify=str(cert), client_cert=(str(both), str(both)))
+    fetch.path.unlink()
+    fetch(server.url("/image"), verify=str(cert), client_cert=str(both))
+    fetch.path.unlink()
+    fetch.fails(FerryError, server.url("/image"), verify=str(cert), retries=0)
+    target = Fault(status=302, headers={"Location": server.url("/image")})
+    proxy.programme(target)
+    fetch.fails(FerryError, proxy.url("/image"), verify=str(cert), client_cert=str(both), retries=0)
+
+
+class _WebProxy(http.server.BaseHTTPRequestHandler):
+    """Forwards plain requests, and tunnels others with CONNECT (RFC 9110, 9.3.6)."""
+
+    def do_GET(self):
+        self.server.owner.asked.append(self.path)
+        parts = self.path.split("/", 3)
+        connection = http.client.HTTPConnection(parts[2])
+        connection.request("GET", "/" + parts[3])
+        answer = connection.getresponse()
+        self.send_response(answer.status)
+        self.send_header("Content-Length", answer.headers["Content-Length"])
+        self.end_headers()
+        self.wfile.write(answer.read())
+
+    def do_CONNECT(self):
+        self.server.owner.asked.append(self.path)
+        host, port = self.path.split(":")
+        with socket.create_connection((host, int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            ways = {self.connection: there, there: self.connection}
+            while ready := select.select(list(ways), [], [], 10)[0]:
+                for end in ready:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    ways[end].sendall(data)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_the_environments_proxy_is_used(fetch, server, folder, tmp_path, monkeypatch):
+    web_proxy = LocalServer(_WebProxy)
+    web_proxy.asked = []
+    both, cert = make_certificate(tmp_path, "IP:127.0.0.1")
+    secure = FileServer(folder, both)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, web_proxy.url())
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    try:
+        fetch(server.url("/image"), connections=1)
+        fetch.path.unlink()
+        fetch(secure.url("/image"), verify=str(cert), connections=1)
+        fetch.path.unlink()
+        assert web_proxy.asked == [server.url("/image"), f"127.0.0.1:{secure.port}"]
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        fetch(server.url("/image"), connections=1)
+        assert len(web_proxy.asked) == 2
+    finally:
+        secure.stop()
+        web_proxy.stop()
