@@ -61,6 +61,7 @@ REPOSITORY_PACKAGES = (
     "python3-requests",
     "qemu-utils",
     "lvm2",
+    "thin-provisioning-tools",
     "python3-libnbd",
     "libvirt-daemon-system",
     "libvirt-clients",

@@ -27,10 +27,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInUse,
     VolumeInvalid,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, find_clones
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
     Provenance,
+    forget_provenance,
     read_mark,
     read_provenance,
     write_mark,
@@ -125,11 +127,60 @@ class FileVolume:
     def check_not_in_use(self) -> None:
         """
         :raises VolumeInUse: somebody has the file that is there in use.
+        :raises HasClones: clones stand on it.
         """
         with self.open() as fd:
             user = find_user(fd)
         if user:
             raise VolumeInUse(f"{self.path} is in use by {user}.")
+        check_no_clones(self.label, self.clones())
+
+    def clones(self) -> list[str]:
+        """The paths of the overlays that stand on it."""
+        return find_clones(self.path)
+
+    def grow(self, size: int) -> VolumeSize:
+        """Gives the file C(size) bytes where it has less; what it gains is a hole.
+
+        :raises VolumeInvalid: it is not there.
+        """
+        found = self._file()
+        if found is None:
+            raise VolumeInvalid(f"There is no file {self.path}.", "Create it, or import an image to it.")
+        if found.st_size < size:
+            with storage_errors(f"grow {self.path}"):
+                fd = os.open(self.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+                try:
+                    os.ftruncate(fd, size)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        grown = self.stat()
+        return grown or VolumeSize(size, None)
+
+    def remove(self, wipe: bool) -> None:
+        """Removes the file, and what is known of it, if it is there.
+
+        :param wipe: whether zeros are written over it before.
+        :raises VolumeInUse: somebody has it in use.
+        """
+        found = self._file()
+        if found is None:
+            return
+        with self.locked(0), storage_errors(f"remove {self.path}"):
+            self.check_not_in_use()
+            if wipe:
+                self._wipe(found.st_size)
+            os.unlink(self.name, dir_fd=self._folder)
+            forget_provenance(self._folder, self.name)
+            os.fsync(self._folder)
+
+    def _wipe(self, size: int) -> None:
+        fd = os.open(self.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+        with open(fd, "wb", buffering=0) as file:
+            while (left := size - file.tell()) > 0:
+                file.write(bytes(min(BLOCK, left)))
+            os.fsync(fd)
 
     def check_space(self, size: int) -> None:
         """
@@ -140,6 +191,17 @@ class FileVolume:
         free = status.f_bavail * status.f_frsize
         if free < size:
             raise NoSpace(f"{self.path} needs {size} bytes, and its file system has {free} free.")
+
+    @contextlib.contextmanager
+    def locked(self, wait: float) -> t.Iterator[None]:
+        """Keeps imports to it away; what an interrupted one has brought stays. See L(Volume.locked)."""
+        fd = self._lock_partial(time.monotonic() + wait)
+        try:
+            yield
+        finally:
+            if not os.fstat(fd).st_size and self._is_partial(fd):
+                os.unlink(self.partial, dir_fd=self._folder)
+            os.close(fd)
 
     @contextlib.contextmanager
     def staged(self, wait: float, wanted: Provenance, resumable: bool) -> t.Iterator[StagedFile]:

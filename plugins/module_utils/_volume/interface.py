@@ -29,7 +29,9 @@ class VolumeSize(t.NamedTuple):
 class Sink(t.Protocol):
     """Where a stream of bytes is written to. What is never written reads as zeros."""
 
-    zero_bytes: int
+    @property
+    def zero_bytes(self) -> int:
+        """Bytes of zeros among those that were written, which took up no storage."""
 
     def restart(self) -> None:
         """Forgets all that was written."""
@@ -118,6 +120,16 @@ class Volume(t.Protocol):
         :raises VolumeInUse: somebody has it open, or stacked something on it.
         """
 
+    def clones(self) -> list[str]:
+        """The labels of the thin clones that stand on it, sorted."""
+
+    def locked(self, wait: float) -> contextlib.AbstractContextManager[None]:
+        """Keeps every import to it away, and its removal, until this ends.
+
+        :param wait: the seconds to wait for one that is going on.
+        :raises VolumeInUse: it went on for longer.
+        """
+
     def staged(self, wait: float, wanted: Provenance, resumable: bool) -> contextlib.AbstractContextManager[Staged]:
         """Takes the volume for an import; nobody else can until this ends.
 
@@ -128,6 +140,20 @@ class Volume(t.Protocol):
         :param resumable: whether it is written in the order of its bytes and can be verified, so that an interrupted
             run may be gone on with.
         :raises VolumeInUse: the other import went on for longer.
+        """
+
+    def grow(self, size: int) -> VolumeSize:
+        """Sees to it that it has at least C(size) bytes, and returns what it has; what it gains reads as zeros.
+
+        :raises NoSpace: its storage has not so much room.
+        :raises VolumeInvalid: it is not there, or is of a kind that cannot grow.
+        """
+
+    def remove(self, wipe: bool) -> None:
+        """Removes it, if it is there; a device cannot be, and is only wiped.
+
+        :param wipe: whether its bytes are made to read as zeros before.
+        :raises VolumeInUse: somebody has it in use.
         """
 
     def describe(self) -> dict[str, t.Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import json
 import os
@@ -61,6 +62,20 @@ class Provenance:
         """Plain values, as returned to the user."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: t.Any) -> Provenance | None:
+        """What L(to_dict) made; None for what cannot be that."""
+        try:
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{key: value for key, value in values.items() if key in known})
+        except (TypeError, AttributeError):
+            return None
+
+    def completed(self) -> Provenance:
+        """The same, of an import that is completed now."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return dataclasses.replace(self, imported_at=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
 
 def read_provenance(fd: int, folder: int, name: str) -> Provenance | None:
     """The provenance of the open file C(fd), called C(name) in C(folder); None if it has none."""
@@ -108,6 +123,12 @@ def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) ->
         _write_sidecar(data, fd, folder, name)
 
 
+def forget_provenance(folder: int, name: str) -> None:
+    """Removes what is kept beside the file C(name) in C(folder), once that is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_sidecar(name), dir_fd=folder)
+
+
 def _sidecar(name: str) -> str:
     return f".{name}.imageferry.json"
 
@@ -118,10 +139,8 @@ def _dump(provenance: Provenance) -> bytes:
 
 def _parse(data: bytes | None) -> Provenance | None:
     try:
-        values = json.loads(data or b"null")
-        known = {field.name for field in dataclasses.fields(Provenance)}
-        return Provenance(**{key: value for key, value in values.items() if key in known})
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        return Provenance.from_dict(json.loads(data or b"null"))
+    except (ValueError, RecursionError):
         return None
 
 

@@ -273,3 +273,28 @@ def test_a_read_only_file_system_is_named(mount):
     folder = mount("tmpfs", "-o", "ro")
     with pytest.raises(VolumeInvalid, match="Read-only"):
         put(folder)
+
+
+def test_a_file_grows_and_never_shrinks(tmp_path):
+    put(tmp_path)
+    with FileVolume(str(tmp_path / "disk")) as volume:
+        assert volume.grow(1).size == len(CONTENT)
+        assert volume.grow(len(CONTENT) + (1 << 30)).size == len(CONTENT) + (1 << 30)
+        assert volume.stat().allocated < 2 * len(CONTENT) and volume.provenance().source == "an id"
+    with FileVolume(str(tmp_path / "other")) as volume, pytest.raises(VolumeInvalid, match="no file"):
+        volume.grow(1)
+
+
+@pytest.mark.parametrize("wipe", [False, True])
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
+def test_a_file_that_is_removed_leaves_nothing(mount, kind, wipe):
+    folder = mount(kind)
+    put(folder)
+    os.link(folder / "disk", folder / "link")
+    with FileVolume(str(folder / "disk")) as volume:
+        with open(folder / "disk", "rb"):
+            volume.remove(wipe)  # one's own
+        volume.remove(wipe)
+        assert volume.stat() is None
+    assert os.listdir(folder) == ["link"]
+    assert (folder / "link").read_bytes() == (bytes(len(CONTENT)) if wipe else CONTENT)

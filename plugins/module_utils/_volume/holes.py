@@ -1,0 +1,35 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a file has data, and where it has holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import typing as t
+
+
+class Holes(t.NamedTuple):
+    """The bytes of a file with storage behind them, those without, and the runs of data that they lie in."""
+
+    data_bytes: int
+    hole_bytes: int
+    extents: int
+
+
+def find_holes(fd: int) -> Holes:
+    """Asks the file system (lseek(2), SEEK_DATA and SEEK_HOLE) about the open file C(fd); a device has no holes."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    position = data = extents = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:  # only a hole is left
+                break
+            return Holes(size, 0, 1)  # a block device, or a file system that does not know
+        position = os.lseek(fd, start, os.SEEK_HOLE)
+        data += position - start
+        extents += 1
+    return Holes(data, size - data, extents)
