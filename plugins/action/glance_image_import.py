@@ -26,7 +26,8 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WO
 
 _MODULE = "glance_image_import"
 _SPEC = {**import_spec(), **FILE_COMMON_ARGUMENTS}
-_FOR_HOST = set(_SPEC) - set(cloud_spec()) - {"image", "latest", "progress"} | {"validate_certs"}
+_FOR_HOST = set(_SPEC) - set(cloud_spec()) - {"image", "latest", "host_interface", "progress"} | {"validate_certs"}
+_FILES_ON_HOST = ("ca_cert", "client_cert", "client_key")
 
 
 class ActionModule(FerryAction):
@@ -39,15 +40,19 @@ class ActionModule(FerryAction):
         # What a user writes into a private option has no effect: only this plugin sets them.
         arguments = {name: params[name] for name in _FOR_HOST if params[name] is not None and not name.startswith("_")}
         if params["url"]:
+            arguments.update({name: params[name] for name in _FILES_ON_HOST if params[name] is not None})
             name = posixpath.basename(urllib.parse.urlsplit(params["url"]).path)
             return self._carry(arguments, task_vars, None, None, params["progress"] and name)
-        wanted = {name: params[name] for name in ("image", "latest", "max_virtual_size")}
+        wanted = {
+            name: params[name] for name in ("image", "latest", "max_virtual_size", "host_interface", "decompress")
+        }
         options = cloud_options(params)
         found = self.ask_once({**options, **wanted}, lambda: _find(options, wanted))
         tokens = TokenChain(found["token"], options)
         image = found["image"]
         arguments.update(url=found["url"], validate_certs=found["verifies"])
         arguments.update(_image=image, _token=tokens.current(), _ca_data=found["ca_data"])
+        arguments.update(_client_cert=found["client_cert"], _client_key=found["client_key"])
         label = params["progress"] and (image["name"] or image["id"])
         return self._carry(arguments, task_vars, tokens, image["size"], label)
 
@@ -73,11 +78,16 @@ def _find(options: dict[str, t.Any], wanted: dict[str, t.Any]) -> dict[str, t.An
     """All that a host needs to fetch the image."""
     cloud = Cloud(options)
     image = find_image(cloud, wanted["image"], wanted["latest"])
-    judge(cloud, image, parse_size(wanted["max_virtual_size"], "max_virtual_size"))
+    limit = parse_size(wanted["max_virtual_size"], "max_virtual_size")
+    if wanted["decompress"] == "none":  # what else there is inside, the host sees when it is decompressed
+        judge(cloud, image, limit)
+    client_cert, client_key = cloud.client_certificate()
     return {
         "image": image,
-        "url": cloud.image_url(f"/images/{image['id']}/file"),
+        "url": cloud.image_url(f"/images/{image['id']}/file", wanted["host_interface"]),
         "token": issue_token(cloud),
         "verifies": cloud.verifies,
         "ca_data": cloud.ca_data(),
+        "client_cert": client_cert,
+        "client_key": client_key,
     }

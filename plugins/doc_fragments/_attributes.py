@@ -28,3 +28,14 @@ attributes:
     membership:
       - imageferry.glance.glance
 """
+
+    # For the modules that look after volumes: a group of their own, as they have no option 'cloud'.
+    VOLUME = r"""
+options: {}
+attributes:
+  action_group:
+    description: Use C(group/imageferry.glance.volume) in C(module_defaults) to set defaults for this module.
+    support: full
+    membership:
+      - imageferry.glance.volume
+"""

@@ -22,7 +22,7 @@ options:
     description: Disk formats to include, those that this collection carries by default; an empty list for all.
     type: list
     elements: str
-    default: [raw, qcow2, iso]
+    default: [raw, qcow2, iso, vmdk, vhd, vhdx, vdi]
   tags:
     description: Tags that the images all have.
     type: list

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS, SOURCE_FORMATS
 
 Spec = dict[str, dict[str, t.Any]]
 
@@ -37,7 +37,7 @@ def discovery_spec() -> Spec:
         "image": {"type": "str"},
         "name": {"type": "str"},
         "status": {**strings, "default": ["active"]},
-        "disk_format": {**strings, "default": list(FORMATS)},
+        "disk_format": {**strings, "default": list(SOURCE_FORMATS)},
         "tags": {**strings, "default": []},
         "visibility": {"type": "str", "choices": ["all", "public", "private", "shared", "community"]},
         "owner": {"type": "str"},
@@ -61,8 +61,29 @@ def transfer_spec() -> Spec:
         "timeout": {"type": "int", "default": 60},
         "retries": {"type": "int", "default": 5},
         "rate_limit": {"type": "str"},
+        "connections": {"type": "str", "default": "auto"},
         "progress": {"type": "bool", "default": True},
     }
+
+
+def volume_spec() -> Spec:
+    """Where a disk lives on a host."""
+    return {
+        "path": {"type": "path"},
+        "device": {"type": "path"},
+        "vg": {"type": "str"},
+        "lv": {"type": "str"},
+        "thin_pool": {"type": "str"},
+        "pool": {"type": "str"},
+        "volume": {"type": "str"},
+    }
+
+
+VOLUME_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [("path", "device", "vg", "pool"), ("path", "thin_pool"), ("device", "thin_pool")],
+    "required_together": [("vg", "lv"), ("pool", "volume")],
+    "required_one_of": [("path", "device", "vg", "pool")],
+}
 
 
 def import_spec() -> Spec:
@@ -71,12 +92,21 @@ def import_spec() -> Spec:
         **cloud_spec(),
         "image": {"type": "str"},
         "latest": {"type": "bool", "default": False},
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
         "url": {"type": "str"},
         "headers": {"type": "dict", "no_log": True},
         "checksum": {"type": "str"},
-        "source_format": {"type": "str", "choices": ["raw", "qcow2", "iso"]},
-        "path": {"type": "path", "required": True},
-        "format": {"type": "str", "choices": ["keep", "raw", "qcow2", "iso"], "default": "keep"},
+        "source_format": {"type": "str", "choices": list(SOURCE_FORMATS)},
+        "decompress": {"type": "str", "choices": ["none", "auto", "gzip", "xz", "zstd"], "default": "none"},
+        **volume_spec(),
+        "format": {"type": "str", "choices": ["keep", *FORMATS], "default": "keep"},
+        "size": {"type": "str"},
+        "headroom": {"type": "str", "default": "full"},
+        "preallocation": {"type": "str", "choices": ["off", "falloc", "full"], "default": "off"},
+        "compat": {"type": "str", "choices": ["0.10", "1.1"]},
+        "cluster_size": {"type": "str"},
+        "compress": {"type": "str", "choices": ["zlib", "zstd"]},
+        "staging_dir": {"type": "path"},
         "overwrite": {"type": "str", "choices": ["never", "different", "always"], "default": "never"},
         "allow_unverified": {"type": "bool", "default": False},
         "max_virtual_size": {"type": "str", "default": "8TiB"},
@@ -86,15 +116,61 @@ def import_spec() -> Spec:
         "_image": {"type": "dict"},
         "_token": {"type": "str", "no_log": True},
         "_ca_data": {"type": "str"},
+        "_client_cert": {"type": "str", "no_log": True},
+        "_client_key": {"type": "str", "no_log": True},
         "_transfer": {"type": "path"},
     }
 
 
 IMPORT_RULES: dict[str, t.Any] = {
     "mutually_exclusive": [("image", "url"), ("cloud", "url"), ("auth", "url"), ("latest", "url"),
-                           ("headers", "image"), ("checksum", "image"), ("source_format", "image")],
-    "required_one_of": [("image", "url")],
+                           ("host_interface", "url"), ("headers", "image"), ("checksum", "image"),
+                           ("source_format", "image"), *VOLUME_RULES["mutually_exclusive"]],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_one_of": [("image", "url"), *VOLUME_RULES["required_one_of"]],
 }  # fmt: skip
+
+EXISTING_VOLUME_RULES: dict[str, t.Any] = {**VOLUME_RULES, "mutually_exclusive": [("path", "device", "vg", "pool")]}
+
+
+def volume_info_spec() -> Spec:
+    """The options of volume_info."""
+    return {
+        **_existing_volume_spec(),
+        "format": {"type": "str", "choices": list(FORMATS)},
+        "check": {"type": "bool", "default": False},
+    }
+
+
+def volume_extend_spec() -> Spec:
+    """The options of volume_extend."""
+    return {
+        **_existing_volume_spec(),
+        "size": {"type": "str", "required": True},
+        "format": {"type": "str", "choices": ["raw", "qcow2"]},
+        "only": {"type": "str", "choices": ["volume", "image"]},
+    }
+
+
+def volume_module_spec() -> Spec:
+    """The options of volume, apart from those that every file module has."""
+    base = {**_existing_volume_spec(), "format": {"type": "str", "choices": ["raw", "qcow2"]}}
+    return {
+        **volume_spec(),
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "size": {"type": "str"},
+        "format": {"type": "str", "choices": ["raw", "qcow2"]},
+        "cluster_size": {"type": "str"},
+        "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
+        "clone_of": {"type": "dict", "options": base, **EXISTING_VOLUME_RULES},
+        "wipe": {"type": "bool", "default": False},
+    }
+
+
+def _existing_volume_spec() -> Spec:
+    """Where a disk lies that is there: nothing about how to make one."""
+    return {name: option for name, option in volume_spec().items() if name != "thin_pool"}
+
 
 WATCH_SPEC: Spec = {
     "folder": {"type": "path", "required": True},

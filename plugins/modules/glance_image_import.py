@@ -8,18 +8,25 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: glance_image_import
-short_description: Bring an image from Glance, or any HTTP server, to a file on a host
+short_description: Bring an image from Glance, or any HTTP server, to a volume on a host
 version_added: 0.1.0
 description:
   - The controller finds the image in Glance and judges its header; the host pulls the bytes itself, in one pass and
-    constant memory, verifies them, and only then puts the file in place.
+    constant memory, verifies them, and only then calls the volume whole.
+  - The volume is a file, an LVM logical volume, a block device, or in a libvirt pool. A logical volume is created with
+    the size that the image needs, and extended when it is there and too small.
   - The host needs no OpenStack library, and never sees a password.
   - With O(url) instead of O(image) the host reads from any HTTP or HTTPS server, and no OpenStack is involved.
-  - Zeros become holes. Where the image came from is kept with the file, so that a second run changes nothing, even
-    after a guest has written to the disk.
+  - Zeros become holes, on block devices they are zeroed the fast way that the device knows, to its very end. Where the
+    image came from, and what Glance knows of it, is kept with the volume (as an extended attribute or hidden file, as
+    LVM tags), so that a second run changes nothing, even after a guest has written to the disk.
   - An import that was interrupted, by the network, a time-out, or the end of its process or its host, leaves a hidden
-    partial file beside O(path); the next run goes on with it, after seeing that it is the same image, and verifies the
-    whole. Without a hash, or on a file system without extended attributes, it starts over.
+    partial file beside O(path), or a logical volume that is tagged as unfinished; the next run goes on with it, after
+    seeing that it is the same image, and verifies the whole. Without a hash, on a file system without extended
+    attributes, and when the image is converted or decompressed on its way, it starts over.
+  - A qcow2 becomes a raw disk on its way, without a copy in between; other conversions receive a verified copy first,
+    see O(staging_dir), and leave the rest to qemu-img.
+  - A volume is at least as large as the image's C(min_disk) says.
   - Images that could open other files on the host, are not in the format that is said of them, or are damaged, are
     refused before a byte lands, and once more from the bytes that landed.
 options:
@@ -33,8 +40,17 @@ options:
     type: bool
     default: false
   url:
-    description: Address of an image on an HTTP or HTTPS server, read by the host itself.
+    description:
+      - Address of an image on an HTTP or HTTPS server, read by the host itself.
+      - O(ca_cert), O(client_cert) and O(client_key) then name files on the host.
+      - The host's environment variables C(http_proxy), C(https_proxy) and C(no_proxy) are honoured, always.
     type: str
+  host_interface:
+    description:
+      - Which endpoint of the catalogue the hosts fetch from, while the controller uses O(interface). For hosts that sit
+        in the cloud's internal network. The same as O(interface) by default.
+    type: str
+    choices: [admin, internal, public]
   headers:
     description:
       - Request headers to send to O(url). They are never sent to another host, and their values are never shown.
@@ -47,21 +63,63 @@ options:
   source_format:
     description: Disk format of the image at O(url). It is never guessed; O(format) is used when it is not given.
     type: str
-    choices: [raw, qcow2, iso]
-  path:
-    description: Absolute path of the file on the host. Its folder has to exist.
-    type: path
-    required: true
+    choices: [raw, qcow2, iso, vmdk, vhd, vhdx, vdi]
+  decompress:
+    description:
+      - How the image is compressed as a whole, as many are that web servers offer; V(auto) tells by its first bytes.
+      - The hash is that of the compressed bytes. C(.zst) needs Python's zstandard or the program zstd on the host.
+    type: str
+    choices: [none, auto, gzip, xz, zstd]
+    default: none
   format:
-    description: Disk format of the file. Another one than the image's own is an error.
+    description:
+      - Disk format of the volume. V(keep) is the image's own, V(raw) and V(qcow2) convert any other.
+      - Images in V(vmdk), V(vhd), V(vhdx) and V(vdi) have to be converted.
     type: str
     choices: [keep, raw, qcow2, iso]
     default: keep
+  size:
+    description:
+      - The least virtual size of the volume, in bytes or with a unit such as V(20GiB). By default, and at least, the
+        image's own. A volume that is there and smaller is grown; none is ever shrunk.
+    type: str
+  headroom:
+    description:
+      - The room that a qcow2 on a block device gets beyond what it takes up now, in bytes or with a unit, or as a
+        percentage of its virtual size. V(full) for as much as it can ever take up.
+    type: str
+    default: full
+  preallocation:
+    description:
+      - Storage for a raw file's zeros, in qemu's words. V(off) leaves holes, V(falloc) reserves it, V(full) writes it.
+      - For a qcow2 it applies only where one is made by conversion.
+    type: str
+    choices: ["off", falloc, full]
+    default: "off"
+  compat:
+    description: Version of a qcow2, C(0.10) for version 2. The image is written anew where this is given.
+    type: str
+    choices: ["0.10", "1.1"]
+  cluster_size:
+    description: Size of a qcow2's clusters, such as V(64KiB). The image is written anew where this is given.
+    type: str
+  compress:
+    description: Compresses the clusters of a qcow2, in this way. The image is written anew where this is given.
+    type: str
+    choices: [zlib, zstd]
+  staging_dir:
+    description:
+      - Folder for what cannot be written to the volume at once. By default it is the volume's own for files, and
+        C(/var/tmp) for block devices. Its space is checked first.
+      - It holds the whole image while it is converted (not from qcow2 to raw), and those parts of a qcow2 that come
+        before its tables say where they belong, which is hardly anything of one that qemu-img has written.
+    type: path
   overwrite:
     description:
-      - What to do when O(path) holds something else. V(never) fails, V(different) replaces it, V(always) imports
+      - What to do when the volume holds something else. V(never) fails, V(different) replaces it, V(always) imports
         again whatever is there.
-      - The new file takes the old one's place only when it is whole and verified. A file in use is never replaced.
+      - A new file takes the old one's place only when it is whole and verified. A block device is written in place,
+        after all that can be checked before was checked. A volume in use is never replaced.
     type: str
     choices: [never, different, always]
     default: never
@@ -74,13 +132,14 @@ options:
     type: str
     default: 8TiB
   lock_timeout:
-    description: Seconds to wait for another import to the same O(path) before failing.
+    description: Seconds to wait for another import to the same volume before failing.
     type: int
     default: 60
 author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
   - imageferry.glance._cloud
+  - imageferry.glance._volume
   - imageferry.glance._transfer
   - imageferry.glance._controller
   - imageferry.glance._attributes
@@ -108,6 +167,31 @@ EXAMPLES = r"""
     owner: libvirt-qemu
     mode: "0600"
 
+- name: Give each web server a logical volume with the disk
+  imageferry.glance.glance_image_import:
+    cloud: prod
+    image: debian-12
+    vg: vg0
+    lv: "{{ inventory_hostname }}"
+    format: raw
+    size: 20GiB
+
+- name: Put an appliance that came as a VMDK into a libvirt pool
+  imageferry.glance.glance_image_import:
+    cloud: prod
+    image: appliance
+    pool: default
+    volume: appliance.qcow2
+    format: qcow2
+
+- name: Write a compressed image to a disk
+  imageferry.glance.glance_image_import:
+    url: https://images.example.com/appliance.raw.xz
+    checksum: sha256:https://images.example.com/SHA256SUMS
+    source_format: raw
+    decompress: xz
+    device: /dev/disk/by-id/wwn-0x5000c500a1b2c3d4
+
 - name: Import from a web server, verified by its own list of hashes
   imageferry.glance.glance_image_import:
     url: https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2
@@ -129,8 +213,8 @@ error:
   sample: checksum_mismatch
 volume:
   description:
-    - The file, C(type), C(path), C(format); when it exists C(size), C(allocated), C(virtual_size) in bytes, and
-      C(provenance), the image that it holds.
+    - The volume, C(type), C(path), C(format), and C(vg) and C(lv) or C(pool) and C(volume); when it exists C(size),
+      C(allocated), C(virtual_size) in bytes, and C(provenance), the image that it holds with Glance's C(metadata).
   returned: success
   type: dict
 image:
@@ -164,11 +248,17 @@ transfer:
     restarts:
       description: How often it began again from the first byte.
       type: int
+    staged_bytes:
+      description: Bytes that were kept in O(staging_dir) meanwhile.
+      type: int
+    connections:
+      description: The most connections that were used at the same time.
+      type: int
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import IMPORT_RULES, import_spec
-from ansible_collections.imageferry.glance.plugins.module_utils._import_task import import_task
+from ansible_collections.imageferry.glance.plugins.module_utils._import.task import import_task
 from ansible_collections.imageferry.glance.plugins.module_utils._module import run_module
 
 

@@ -16,24 +16,31 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     UnsupportedFormat,
     Unverifiable,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._import import (
-    ImportRequest,
+from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options
+from ansible_collections.imageferry.glance.plugins.module_utils._import.plan import (
     Plan,
     carry_out,
     describe_volume,
     make_plan,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import (
+    ParallelSource,
+    parse_connections,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import (
     HttpOptions,
     HttpSource,
     public_url,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
 _DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
@@ -57,42 +64,75 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
         token=params["_token"],
         tokens=control.tokens,
         verify=_certificates(module),
+        client_cert=_client_certificate(module),
         timeout=params["timeout"],
         retries=params["retries"],
         rate_limit=parse_rate(params["rate_limit"], "rate_limit"),
+        connections=parse_connections(params["connections"]),
     )
     try:
         request = _request(module, options)
-        with FileVolume(params["path"], _mode_of_new_file(params["mode"])) as volume:
+        with open_volume(params, _mode_of_new_file(params["mode"]), params["preallocation"]) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
-                source = HttpSource(params["url"], request.wanted.size, options)
-                try:
-                    plan, received = carry_out(request, volume, source, control)
-                finally:
-                    source.close()
+                plan, received = carry_out(
+                    request, volume, lambda: ParallelSource(params["url"], request.wanted.size, options), control
+                )
             return _result(module, request, volume, plan, received)
     finally:
         control.close()
 
 
 def _certificates(module: AnsibleModule) -> bool | str:
-    """How to check the server's certificate: the CA's certificates come as text, as the file is on the controller."""
+    """How to check the server's certificate: a cloud's CA certificates come as text, as their file is elsewhere."""
     if module.params["validate_certs"] is False:
         return False
-    if not module.params["_ca_data"]:
-        return True
-    path = os.path.join(module.tmpdir, "ca.pem")
-    with open(path, "w", encoding="ascii") as file:
-        file.write(module.params["_ca_data"])
+    return _private_file(module, "_ca_data") or _file_on_host(module, "ca_cert") or True
+
+
+def _client_certificate(module: AnsibleModule) -> str | tuple[str, str] | None:
+    """The files of the client certificate and its key, or of both."""
+    cert = _private_file(module, "_client_cert") or _file_on_host(module, "client_cert")
+    key = _private_file(module, "_client_key") or _file_on_host(module, "client_key")
+    return (cert, key) if cert and key else cert
+
+
+def _private_file(module: AnsibleModule, option: str) -> str | None:
+    """The text of an option in a file that only this user can read, gone with the module."""
+    if not module.params[option]:
+        return None
+    path = os.path.join(module.tmpdir, f"{option}.pem")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(module.params[option])
+    return path
+
+
+def _file_on_host(module: AnsibleModule, option: str) -> str | None:
+    path: str | None = module.params[option]
+    if path is not None and not os.access(path, os.R_OK):
+        raise InvalidOption(f"'{option}: {path}' cannot be read on this host.")
     return path
 
 
 def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
     params = module.params
+    source_format = params["_image"]["disk_format"] if params["_image"] else _source_format(params)
+    volume_format = source_format if params["format"] == "keep" else params["format"]
+    if volume_format not in FORMATS or (volume_format == "iso" and source_format != "iso"):
+        raise UnsupportedFormat(
+            f"A volume cannot be made {volume_format} of an image that is {source_format}.",
+            "Set 'format: raw' or 'format: qcow2'.",
+        )
+    wanted = _wanted_image(params, volume_format) if params["_image"] else _wanted_url(params, options, volume_format)
     return ImportRequest(
-        wanted=_wanted_image(params) if params["_image"] else _wanted_url(params, options),
+        wanted=wanted,
+        source_format=source_format,
+        decompress=params["decompress"],
+        qcow2=_qcow2_options(params, volume_format),
+        min_size=_min_size(params),
+        headroom=params["headroom"],
+        staging_dir=params["staging_dir"],
         overwrite=params["overwrite"],
         allow_unverified=params["allow_unverified"],
         max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
@@ -107,18 +147,42 @@ def _mode_of_new_file(asked: t.Any) -> int:
     return _PRIVATE_MODE if asked is not None else _DEFAULT_MODE & ~umask
 
 
-def _wanted_image(params: dict[str, t.Any]) -> Provenance:
+def _source_format(params: dict[str, t.Any]) -> str:
+    """The format of the image at an address."""
+    declared: str = params["source_format"] or params["format"]
+    if declared == "keep":
+        raise InvalidOption("The format of the image at 'url' is never guessed.", "Set 'source_format'.")
+    return declared
+
+
+def _min_size(params: dict[str, t.Any]) -> int:
+    """The least virtual size: what is asked for, and what the image needs by Glance's C(min_disk), in GiB."""
+    asked = parse_size(params["size"], "size") if params["size"] else 0
+    return max(asked, ((params["_image"] or {}).get("min_disk") or 0) * 1024**3)
+
+
+def _qcow2_options(params: dict[str, t.Any], volume_format: str) -> Qcow2Options | None:
+    """How a qcow2 is to be written; None when nothing is said of that."""
+    given = {name: params[name] for name in ("compat", "cluster_size", "compress") if params[name] is not None}
+    if not given:
+        return None
+    if volume_format != "qcow2":
+        raise InvalidOption(f"'{min(given)}' is for a qcow2, and the volume will be {volume_format}.")
+    if "cluster_size" in given:
+        given["cluster_size"] = parse_size(given["cluster_size"], "cluster_size")
+    if "compress" in given:
+        given.update(compress=True, compression_type=given["compress"])
+    return Qcow2Options(**given, preallocation=params["preallocation"])
+
+
+def _wanted_image(params: dict[str, t.Any], volume_format: str) -> Provenance:
     image = params["_image"]
-    if params["format"] not in ("keep", image["disk_format"]):
-        raise UnsupportedFormat(
-            f"The image is {image['disk_format']}, and is not converted to {params['format']}.", "Set 'format: keep'."
-        )
     algorithm, value = image.get("os_hash_algo"), image.get("os_hash_value")
     if not value:
         algorithm, value = ("md5", image["checksum"]) if image.get("checksum") else (None, None)
     metadata = {key: value for key, value in image.items() if value is not None and not _is_fleeting(key)}
     return Provenance(
-        image["id"], image.get("name"), algorithm, value, image.get("size"), image["disk_format"], metadata=metadata
+        image["id"], image.get("name"), algorithm, value, image.get("size"), volume_format, metadata=metadata
     )
 
 
@@ -127,17 +191,10 @@ def _is_fleeting(key: str) -> bool:
     return key in _NOT_KEPT or key.startswith("owner_specified.openstack.")
 
 
-def _wanted_url(params: dict[str, t.Any], options: HttpOptions) -> Provenance:
-    declared = params["source_format"] or params["format"]
-    if declared == "keep":
-        raise InvalidOption("The format of the image at 'url' is never guessed.", "Set 'source_format'.")
-    if params["format"] not in ("keep", declared):
-        raise UnsupportedFormat(
-            f"The image is {declared}, and is not converted to {params['format']}.", "Set 'format: keep'."
-        )
+def _wanted_url(params: dict[str, t.Any], options: HttpOptions, volume_format: str) -> Provenance:
     digest = _checksum(params, options) if params["checksum"] else None
     return Provenance(
-        public_url(params["url"]), None, digest and digest.algorithm, digest and digest.value, None, declared
+        public_url(params["url"]), None, digest and digest.algorithm, digest and digest.value, None, volume_format
     )
 
 
@@ -160,6 +217,7 @@ def _checksum(params: dict[str, t.Any], options: HttpOptions) -> Digest:
 
 _DONE = {
     "unchanged": ("Nothing to do", "Nothing to do"),
+    "grow": ("Grown", "Would grow"),
     "adopt": ("Adopted", "Would adopt"),
     "import": ("Imported", "Would import"),
     "replace": ("Replaced", "Would replace"),
@@ -167,14 +225,14 @@ _DONE = {
 
 
 def _result(
-    module: AnsibleModule, request: ImportRequest, volume: FileVolume, plan: Plan, received: Received | None
+    module: AnsibleModule, request: ImportRequest, volume: Volume, plan: Plan, received: Received | None
 ) -> dict[str, t.Any]:
     changed = plan.action != "unchanged"
-    diff = {"before": _diff(plan.before), "after": _diff(request.wanted if changed else plan.before)}
-    if volume.stat() is not None:
+    diff = _diff(plan, request.wanted)
+    if volume.stat() is not None and not volume.is_block:
         # The attributes of a file that was not there before are no news.
         news = {} if plan.action in ("import", "replace") else diff
-        attributes = module.load_file_common_arguments(module.params)
+        attributes = module.load_file_common_arguments(module.params, path=volume.path)
         changed = module.set_fs_attributes_if_different(attributes, changed, diff=news)
     result = {
         "changed": changed,
@@ -197,7 +255,18 @@ def _how(received: Received | None) -> str:
     return f"; it was started over, as {received.restarted}" if received.restarted else ""
 
 
-def _diff(provenance: Provenance | None) -> dict[str, t.Any]:
+def _diff(plan: Plan, wanted: Provenance) -> dict[str, dict[str, t.Any]]:
+    """What changes: the image, or the sizes of the disk that holds it already."""
+    before = _known(plan.before)
+    if plan.growth is not None:
+        return {
+            "before": {**before, **plan.growth.before.to_dict()},
+            "after": {**before, **plan.growth.after.to_dict()},
+        }
+    return {"before": before, "after": before if plan.action == "unchanged" else _known(wanted)}
+
+
+def _known(provenance: Provenance | None) -> dict[str, t.Any]:
     """A provenance without what no prediction can know."""
     facts = provenance.to_dict() if provenance else {}
     return {key: facts[key] for key in ("source", "name", "hash_algo", "hash_value", "format") if key in facts}
