@@ -53,13 +53,37 @@ def disk_files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def images(cloud, disk_files):
     """The files of the images in Glance, by name."""
+    upload_images(cloud, disk_files)
+    return disk_files
+
+
+def upload_images(cloud, disk_files):
+    """Puts the images into Glance that most tests look for."""
     raw, qcow2 = disk_files["disk-raw"], disk_files["disk-qcow2"]
     upload(cloud, "disk-raw", raw, "raw", "--tag", "golden", "--property", "os_distro=debian", "--private")
     for name in ("disk-qcow2", "twice", "twice"):
         upload(cloud, name, qcow2, "qcow2")
     upload(cloud, "a-lie", qcow2, "raw")
     connect(cloud).image.post("/images", json={"name": "unfinished"})
-    return disk_files
+
+
+class InProject:
+    """A cloud, with a project of its own that its user demo works in.
+
+    :param clouds_yaml: where the description of the cloud goes that says so.
+    """
+
+    def __init__(self, cloud, project, clouds_yaml):
+        self._cloud = cloud
+        self.clouds_yaml = clouds_yaml
+        described = yaml.safe_load(cloud.clouds_yaml.read_text())
+        described["clouds"]["demo"]["auth"]["project_name"] = project
+        openstack(cloud, "project", "create", project, user="admin")
+        openstack(cloud, "role", "add", "--user", "demo", "--project", project, "member", user="admin")
+        clouds_yaml.write_text(yaml.safe_dump(described))
+
+    def __getattr__(self, name):
+        return getattr(self._cloud, name)
 
 
 def connect(cloud, user="demo"):
@@ -83,11 +107,11 @@ def upload(cloud, name, path, disk_format, *options):
     )  # fmt: skip
 
 
-def through_proxy(cloud, proxy):
-    """The cloud, with an image service that is reached through the proxy."""
+def through_proxy(cloud, proxy, **settings):
+    """The cloud, with an image service that is reached through the proxy, and other settings of clouds.yaml."""
     entry = yaml.safe_load(cloud.clouds_yaml.read_text())["clouds"]["demo"]
     return "cloud: " + yaml.safe_dump(
-        {**entry, "image_endpoint_override": proxy.url("/v2")}, default_flow_style=True, width=10000
+        {**entry, "image_endpoint_override": proxy.url("/v2"), **settings}, default_flow_style=True, width=10000
     )
 
 

@@ -37,6 +37,7 @@ class Fault:
     :param reset: it ends with RST, not FIN.
     :param stall: seconds of silence before the end.
     :param trickle: bytes a second.
+    :param rate: bytes a second, evenly.
     :param flip: the offset of the byte in the answer's body of which a bit is turned.
     :param framing: V(length), V(chunked), or V(close) for a body that only the connection's end ends.
     :param drop_range: the server gets no Range header.
@@ -50,6 +51,7 @@ class Fault:
     reset: bool = False
     stall: float = 0
     trickle: int | None = None
+    rate: int | None = None
     flip: int | None = None
     framing: str = "length"
     drop_range: bool = False
@@ -75,9 +77,18 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class LocalServer:
-    """A server on loopback, from C(start) to C(stop)."""
+    """A server on loopback, from its making to C(stop).
 
-    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler], certificate: Path | None = None) -> None:
+    :param certificate: of the server, and its key; there is TLS if it is given.
+    :param client_ca: who signed the certificates of clients, which have to have one if it is given.
+    """
+
+    def __init__(
+        self,
+        handler: type[http.server.BaseHTTPRequestHandler],
+        certificate: Path | None = None,
+        client_ca: Path | None = None,
+    ) -> None:
         self._server = _Server(("127.0.0.1", 0), handler)
         self._server.owner = self  # type: ignore[attr-defined]
         self._scheme = "http"
@@ -85,6 +96,9 @@ class LocalServer:
             self._scheme = "https"
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
+            if client_ca is not None:
+                context.load_verify_locations(client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -148,18 +162,30 @@ class _FileHandler(http.server.BaseHTTPRequestHandler):
 class FaultyProxy(LocalServer):
     """Passes requests on to C(upstream), and answers back with the faults of its programme."""
 
-    def __init__(self, upstream: str, certificate: Path | None = None) -> None:
+    def __init__(self, upstream: str, certificate: Path | None = None, client_ca: Path | None = None) -> None:
         parts = urllib.parse.urlsplit(upstream)
         self.upstream = (parts.hostname or "", parts.port or 80)
         self.seen: list[Seen] = []
+        self.refused: list[Seen] = []
         self._faults: t.Iterator[Fault] = iter(())
-        super().__init__(_ProxyHandler, certificate)
+        self._expired: tuple[str, int] | None = None
+        super().__init__(_ProxyHandler, certificate, client_ca)
 
     def programme(self, *faults: Fault, then: t.Iterable[Fault] = ()) -> None:
         """Sets what happens to each GET from now on: C(faults), then C(then), which may be endless."""
         self._faults = (fault for part in (faults, then) for fault in part)
 
-    def next_fault(self) -> Fault:
+    def expire(self, token: str, position: int) -> None:
+        """Refuses C(token) to who asks for bytes from C(position) on."""
+        self._expired = (token, position)
+
+    def next_fault(self, seen: Seen) -> Fault:
+        """What goes wrong with the answer to C(seen)."""
+        if self._expired is not None and seen.headers.get("x-auth-token") == self._expired[0]:
+            begin = re.match(r"bytes=(\d+)", seen.headers.get("range", "bytes=0"))
+            if begin is not None and int(begin[1]) >= self._expired[1]:
+                self.refused.append(seen)
+                return Fault(status=401)
         return next(self._faults, GOOD)
 
     @property
@@ -171,15 +197,17 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self._pass_on(GOOD)
+        self._pass_on()
 
     def do_GET(self) -> None:
-        self._pass_on(self.server.owner.next_fault())  # type: ignore[attr-defined]
+        self._pass_on()
 
-    def _pass_on(self, fault: Fault) -> None:
+    def _pass_on(self) -> None:
         proxy: FaultyProxy = self.server.owner  # type: ignore[attr-defined]
         headers = {name.lower(): value for name, value in self.headers.items()}
-        proxy.seen.append(Seen(self.command, self.path, dict(headers)))
+        seen = Seen(self.command, self.path, dict(headers))
+        proxy.seen.append(seen)
+        fault = proxy.next_fault(seen) if self.command == "GET" else GOOD
         self.close_connection = True
         if fault.status is not None:
             self._send_head(fault.status, {"Content-Length": str(len(fault.body or b""))}, fault)
@@ -213,7 +241,7 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send_body(self, pieces: t.Iterator[bytes], fault: Fault) -> None:
-        offset = 0
+        offset, started = 0, time.monotonic()
         for whole in (*pieces, fault.extra) if fault.extra else pieces:
             piece = bytearray(whole)
             if fault.flip is not None and offset <= fault.flip < offset + len(piece):
@@ -224,6 +252,8 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
                 return
             self._send_piece(piece, fault)
             offset += len(piece)
+            if fault.rate:
+                time.sleep(max(0.0, started + offset / fault.rate - time.monotonic()))
         time.sleep(fault.stall)
         if fault.framing == "chunked":
             self.wfile.write(b"0\r\n\r\n")

@@ -6,8 +6,20 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import MIB, Playbook, connect, openstack, through_proxy, upload
+from conftest import MIB, InProject, Playbook, connect, openstack, through_proxy, upload, upload_images
 from faulty_proxy import GOOD, Fault, FaultyProxy
+
+
+@pytest.fixture(scope="module")
+def cloud(cloud, tmp_path_factory):
+    """The cloud of all tests, but in a project in which nobody else leaves images."""
+    return InProject(cloud, "discovery", tmp_path_factory.mktemp("discovery") / "clouds.yaml")
+
+
+@pytest.fixture(scope="module")
+def images(cloud, disk_files):
+    upload_images(cloud, disk_files)
+    return disk_files
 
 
 def names(result):

@@ -97,7 +97,9 @@ def test_the_same_content_is_adopted(import_image, images, tmp_path):
         ("a-lie", "", "format_mismatch"),
         ("nowhere", "", "image_not_found"),
         ("twice", "", "image_ambiguous"),
-        ("disk-qcow2", "format: raw", "unsupported_format"),
+        ("disk-qcow2", "format: iso", "unsupported_format"),
+        ("disk-qcow2", "format: raw\ncompress: zstd", "invalid_option"),
+        ("disk-qcow2", "size: large", "invalid_option"),
         ("disk-qcow2", "max_virtual_size: 1MiB", "image_too_large"),
     ],
 )

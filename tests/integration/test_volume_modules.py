@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""volume_info, volume_extend and volume on files of this machine, idle and under guests that run on them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from pathlib import Path
+
+import ansible
+import ansible_collections.imageferry.glance as collection
+import pytest
+import yaml
+from conftest import MIB, Playbook, wait_for
+
+HOST_PYTHON = "/usr/bin/python3"  # the distribution's, which its python3-libvirt goes with
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """A folder from which the host's Python gets Ansible and the collections, and nothing else."""
+    folder = tmp_path_factory.mktemp("libraries")
+    (folder / "ansible").symlink_to(Path(ansible.__file__).parent)
+    (folder / "ansible_collections").symlink_to(Path(next(iter(collection.__path__))).parents[1])
+    return folder
+
+
+@pytest.fixture
+def play(libraries, tmp_path):
+    """Runs a module as a host does, without a playbook around it."""
+    environment = {**os.environ, "PYTHONPATH": str(libraries), "HOME": str(tmp_path)}
+
+    def play(module, task, check=False, python=HOST_PYTHON):
+        arguments = {**yaml.safe_load(task), "_ansible_check_mode": check, "_ansible_remote_tmp": str(tmp_path)}
+        run = subprocess.run(
+            [python, "-m", f"ansible_collections.imageferry.glance.plugins.modules.{module}"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.stdout, run.stderr
+        return {"failed": False, **json.loads(run.stdout)}
+
+    return play
+
+
+@pytest.fixture
+def web(tmp_path):
+    """An HTTP server of the files in a folder."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield types.SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def qemu_img(*arguments):
+    return subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
+
+
+def virtual_size(path, image_format):
+    return json.loads(qemu_img("info", "-U", "-f", image_format, "--output=json", path))["virtual-size"]
+
+
+def write(path, image_format, pattern, offset="1M"):
+    subprocess.run(["qemu-io", "-f", image_format, "-c", f"write -P {pattern} {offset} 64k", path], check=True,
+                   capture_output=True)  # fmt: skip
+
+
+def content(path, image_format, folder):
+    """The disk in the image as raw bytes."""
+    raw = folder / "content.raw"
+    qemu_img("convert", "-f", image_format, "-O", "raw", path, raw)
+    return raw.read_bytes()
+
+
+def test_a_playbook_makes_looks_at_and_grows_a_disk(tmp_path):
+    run = Playbook(tmp_path / "play", types.SimpleNamespace(clouds_yaml="/nowhere"), host_python=HOST_PYTHON)
+    assert run(f"path: {tmp_path}/disk\nsize: 8MiB", "--diff", module="volume")["changed"]
+    assert '+    "virtual_size": 8388608' in run.output
+    assert run(f"path: {tmp_path}/disk", module="volume_info")["volume"]["virtual_size"] == 8 * MIB
+    assert run(f"path: {tmp_path}/disk\nsize: 16MiB", module="volume_extend")["changed"]
+
+
+# --- volume ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_blank_disk_is_made_once_and_grown(play, tmp_path, image_format):
+    path = tmp_path / "disk"
+    task = f"path: {path}\nformat: {image_format}\nsize: 16MiB\nmode: '0640'"
+
+    predicted = play("volume", task, check=True)
+    assert predicted["changed"] and not path.exists()
+    made = play("volume", task)
+    assert made["changed"] and made["diff"] == predicted["diff"]
+    assert virtual_size(path, image_format) == 16 * MIB and not any(content(path, image_format, tmp_path))
+    assert path.stat().st_mode & 0o777 == 0o640
+
+    write(path, image_format, 7)
+    assert not play("volume", task)["changed"]
+    assert not play("volume", f"path: {path}\nformat: {image_format}\nsize: 1MiB")["changed"]
+    larger = f"path: {path}\nformat: {image_format}\nsize: 32MiB"
+    predicted, grown = play("volume", larger, check=True), play("volume", larger)
+    assert grown["changed"] and grown["diff"] == predicted["diff"]
+    assert virtual_size(path, image_format) == 32 * MIB and content(path, image_format, tmp_path)[MIB] == 7
+    assert not play("volume", larger)["changed"]
+
+
+def test_storage_is_reserved_when_asked_for(play, tmp_path):
+    play("volume", f"path: {tmp_path}/raw\nsize: 8MiB\npreallocation: falloc")
+    assert (tmp_path / "raw").stat().st_blocks * 512 >= 8 * MIB
+    play("volume", f"path: {tmp_path}/qcow2\nformat: qcow2\ncluster_size: 1MiB\nsize: 8MiB\npreallocation: full")
+    assert (tmp_path / "qcow2").stat().st_blocks * 512 >= 8 * MIB
+    assert json.loads(qemu_img("info", "-f", "qcow2", "--output=json", tmp_path / "qcow2"))["cluster-size"] == MIB
+
+
+def test_something_else_in_its_place_is_an_error(play, tmp_path):
+    qemu_img("create", "-f", "qcow2", tmp_path / "disk", "8M")
+    before = (tmp_path / "disk").read_bytes()
+    assert play("volume", f"path: {tmp_path}/disk\nsize: 8MiB")["error"] == "volume_exists"
+    assert play("volume", f"path: {tmp_path}/new")["error"] == "invalid_option"
+    assert play("volume", f"path: {tmp_path}/new\nsize: 1MiB\ncluster_size: 64KiB")["error"] == "invalid_option"
+    assert (tmp_path / "disk").read_bytes() == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_clones_start_as_their_base_and_keep_it_from_harm(play, tmp_path, image_format):
+    base, folder = tmp_path / "base", tmp_path / "elsewhere"
+    folder.mkdir()
+    play("volume", f"path: {base}\nformat: {image_format}\nsize: 8MiB")
+    write(base, image_format, 7)
+    before = base.read_bytes()
+    task = f"path: {folder}/clone\nclone_of: {{path: {base}}}\nsize: 16MiB"
+
+    predicted = play("volume", task, check=True)
+    assert predicted["changed"] and not any(folder.iterdir())
+    assert play("volume", task)["diff"] == predicted["diff"]
+    assert not play("volume", task)["changed"]
+    clone = folder / "clone"
+    assert content(clone, "qcow2", tmp_path) == content(base, image_format, tmp_path).ljust(16 * MIB, b"\0")
+    assert clone.stat().st_blocks * 512 < MIB
+
+    info = play("volume_info", f"path: {clone}")["volume"]
+    assert info["backing_chain"] == [
+        {"path": str(base), "format": image_format, "exists": True, "virtual_size": 8 * MIB}
+    ]
+    assert play("volume_info", f"path: {base}")["volume"]["clones"] == [str(clone)]
+    for module, change in (("volume", "state: absent"), ("volume_extend", "size: 32MiB")):
+        refused = play(module, f"path: {base}\n{change}")
+        assert refused["error"] == "has_clones" and refused["clones"] == [str(clone)]
+    assert base.read_bytes() == before
+
+    assert play("volume", f"path: {tmp_path}/other\nsize: 8MiB")["changed"]
+    other = play("volume", f"path: {tmp_path}/other\nclone_of: {{path: {base}}}\nformat: qcow2")
+    assert other["error"] == "volume_exists"
+    assert play("volume", f"path: {clone}\nstate: absent")["changed"]
+    assert play("volume", f"path: {base}\nstate: absent")["changed"] and not base.exists()
+
+
+def test_what_cannot_be_cloned_is_not(play, tmp_path):
+    task = f"path: {tmp_path}/clone\nclone_of: {{path: {tmp_path}/base}}"
+    assert play("volume", task)["error"] == "volume_not_found"
+    qemu_img("create", "-f", "qcow2", tmp_path / "base", "8M")
+    assert play("volume", task)["error"] == "volume_invalid"  # nobody says that it is a qcow2
+    named = f"path: {tmp_path}/clone\nclone_of: {{path: {tmp_path}/base, format: qcow2}}"
+    assert play("volume", named + "\nsize: 1MiB")["error"] == "invalid_option"
+    assert play("volume", named + "\nformat: raw")["error"] == "invalid_option"
+    assert not (tmp_path / "clone").exists()
+    assert play("volume", named)["changed"]
+
+
+def test_a_removed_disk_can_be_wiped(play, tmp_path):
+    path, witness = tmp_path / "disk", tmp_path / "witness"
+    path.write_bytes(b"secret" * 100000)
+    os.link(path, witness)
+    task = f"path: {path}\nstate: absent\nwipe: true"
+    assert play("volume", task, check=True)["changed"] and path.exists()
+    with open(path, "rb"):
+        assert play("volume", task)["error"] == "volume_in_use"
+    assert witness.read_bytes().startswith(b"secret")
+    assert play("volume", task)["changed"] and not path.exists()
+    assert witness.stat().st_size == 600000 and not any(witness.read_bytes())
+    assert not play("volume", task)["changed"]
+
+
+# --- volume_extend -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_disk_is_grown_to_at_least_the_size(play, tmp_path, image_format):
+    path = tmp_path / "disk"
+    qemu_img("create", "-f", image_format, path, "8M")
+    write(path, image_format, 7)
+    task = f"path: {path}\nformat: {image_format}\nsize: {16 * MIB - 100}"
+    predicted, grown = play("volume_extend", task, check=True), play("volume_extend", task)
+    assert grown["changed"] and grown["diff"] == predicted["diff"]
+    assert (grown["before"]["virtual_size"], grown["after"]["virtual_size"]) == (8 * MIB, 16 * MIB)
+    assert virtual_size(path, image_format) == 16 * MIB and content(path, image_format, tmp_path)[MIB] == 7
+    assert not play("volume_extend", task)["changed"]
+    smaller = play("volume_extend", f"path: {path}\nformat: {image_format}\nsize: 1MiB")
+    assert not smaller["changed"] and "ever shrunk" in smaller["msg"]
+
+
+def test_an_overlay_is_grown_without_its_base(play, tmp_path):
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    qemu_img("create", "-f", "raw", base, "8M")
+    qemu_img("create", "-f", "qcow2", "-b", "base", "-F", "raw", overlay)
+    before = base.read_bytes()
+    assert play("volume_extend", f"path: {overlay}\nformat: qcow2\nsize: 16MiB")["changed"]
+    assert virtual_size(overlay, "qcow2") == 16 * MIB and base.read_bytes() == before
+    base.rename(tmp_path / "gone")
+    assert play("volume_extend", f"path: {overlay}\nformat: qcow2\nsize: 32MiB")["error"] == "unsafe_image"
+
+
+def test_an_overlay_shorter_than_its_base_does_not_show_its_end(play, tmp_path):
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    qemu_img("create", "-f", "raw", base, "8M")
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "raw", overlay, "4M")
+    assert play("volume_extend", f"path: {overlay}\nformat: qcow2\nsize: 8MiB")["error"] == "unsupported_format"
+    assert virtual_size(overlay, "qcow2") == 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("size: +1GiB", "invalid_option"),
+        ("size: 50%FREE", "invalid_option"),
+        ("size: large", "invalid_option"),
+        ("size: 1GiB", "volume_invalid"),  # only its own content says that it is a qcow2
+        ("size: 1GiB\nformat: qcow2\nonly: volume", "invalid_option"),
+    ],
+)
+def test_what_cannot_be_grown_is_left_alone(play, tmp_path, change, error):
+    path = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", path, "8M")
+    before = path.read_bytes()
+    assert play("volume_extend", f"path: {path}\n{change}")["error"] == error
+    assert path.read_bytes() == before
+    assert play("volume_extend", f"path: {path}.not\nsize: 1GiB")["error"] == "volume_not_found"
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "error"),
+    [
+        (32, struct.pack(">I", 1), "unsupported_format"),  # encrypted
+        (79, b"\x02", "image_damaged"),  # marked as corrupt
+        (79, b"\x04", "unsafe_image"),  # an external data file
+        (0, b"raw!", "format_mismatch"),
+    ],
+)
+def test_a_qcow2_that_qemu_should_not_open_is_not_grown(play, tmp_path, offset, value, error):
+    path = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", path, "8M")
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(value)
+    before = path.read_bytes()
+    assert play("volume_extend", f"path: {path}\nformat: qcow2\nsize: 16MiB")["error"] == error
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_an_import_grows_the_disk_that_holds_its_image_already(play, web, tmp_path, image_format):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)  # which has requests
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", image_format, image, "8M")
+    write(image, image_format, 7)
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    task = f"url: {web.url}/image\nchecksum: sha256:{digest}\npath: {path}\nformat: {image_format}"
+    assert carry(task)["changed"] and virtual_size(path, image_format) == 8 * MIB
+    write(path, image_format, 9, "2M")
+
+    larger = f"{task}\nsize: 16MiB"
+    predicted = carry(larger, check=True)
+    assert predicted["changed"] and "Would grow" in predicted["msg"] and virtual_size(path, image_format) == 8 * MIB
+    grown = carry(larger)
+    assert grown["changed"] and grown["msg"].startswith(f"Grown: {path} from 8.0 MiB to 16.0 MiB")
+    assert grown["diff"] == predicted["diff"] and grown["volume"]["virtual_size"] == 16 * MIB
+    sizes = [grown["diff"][when]["virtual_size"] for when in ("before", "after")]
+    assert sizes == [8 * MIB, 16 * MIB] == [8 * MIB, virtual_size(path, image_format)]
+    held = content(path, image_format, tmp_path)
+    assert (held[MIB], held[2 * MIB], any(held[8 * MIB :])) == (7, 9, False)
+    assert not carry(larger)["changed"] and not carry(task)["changed"]
+
+
+# --- volume_info -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_no_error(play, tmp_path):
+    info = play("volume_info", f"path: {tmp_path}/disk")
+    assert not info["failed"] and not info["changed"] and info["volume"]["exists"] is False
+    assert play("volume_info", f"path: {tmp_path}")["error"] == "volume_invalid"
+
+
+def test_sizes_holes_and_users_are_told(play, tmp_path):
+    path = tmp_path / "disk"
+    with open(path, "wb") as file:
+        file.truncate(16 * MIB)
+        for position in (0, 8 * MIB):
+            file.seek(position)
+            file.write(b"x" * MIB)
+    volume = play("volume_info", f"path: {path}")["volume"]
+    assert volume["holes"] == {"data_bytes": 2 * MIB, "hole_bytes": 14 * MIB, "extents": 2}
+    assert (volume["size"], volume["virtual_size"], volume["format"]) == (16 * MIB, 16 * MIB, "raw")
+    assert volume["in_use"] is None and volume["format_source"] == "detected"
+    with open(path, "rb"):
+        assert "in use by process" in play("volume_info", f"path: {path}")["volume"]["in_use"]
+
+
+def test_what_a_guest_wrote_into_its_disk_opens_nothing(play, tmp_path):
+    secret, disk = tmp_path / "secret", tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", secret, "8M")
+    play("volume", f"path: {disk}\nsize: 8MiB")
+    hostile = tmp_path / "hostile"
+    qemu_img("create", "-f", "qcow2", "-b", secret, "-F", "qcow2", hostile)
+    with open(disk, "r+b") as file:
+        file.write(hostile.read_bytes())
+    volume = play("volume_info", f"path: {disk}\ncheck: true")["volume"]
+    assert (volume["format"], volume["format_source"]) == ("raw", "provenance")
+    assert volume["backing_chain"] == [] and volume["health"]["checked"] is False
+    assert play("volume_extend", f"path: {disk}\nsize: 16MiB")["changed"] and disk.stat().st_size == 16 * MIB
+
+    unknown = play("volume_info", f"path: {hostile}")["volume"]
+    assert unknown["format_source"] == "detected"
+    assert unknown["backing_chain"] == [{"path": str(secret), "format": "qcow2", "exists": None, "virtual_size": None}]
+
+
+def test_damage_is_found(play, tmp_path):
+    path = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", path, "8M")
+    write(path, "qcow2", 7)
+    task = f"path: {path}\nformat: qcow2\ncheck: true"
+    assert play("volume_info", task)["volume"]["health"]["corruptions"] == 0
+    with open(path, "r+b") as file:
+        table = struct.unpack(">Q", os.pread(file.fileno(), 8, 48))[0]
+        block = struct.unpack(">Q", os.pread(file.fileno(), 8, table))[0]
+        os.pwrite(file.fileno(), bytes(64), block)  # refcounts of clusters that are in use
+    assert play("volume_info", task)["volume"]["health"]["corruptions"] > 0
+    with open(path, "rb"):
+        assert play("volume_info", task)["volume"]["health"]["checked"] is False
+
+
+# --- running guests ----------------------------------------------------------------------------------------------
+
+
+def virsh(*arguments, check=True):
+    command = ["virsh", "-q", "-c", "qemu:///system", *map(str, arguments)]
+    return subprocess.run(command, check=check, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def libvirt():
+    """A libvirt that runs, for the tests alone where none did."""
+    if not shutil.which("libvirtd") or not shutil.which("virsh"):
+        pytest.skip("libvirt is not installed")
+    if subprocess.run([HOST_PYTHON, "-c", "import libvirt"], capture_output=True, check=False).returncode:
+        pytest.skip("python3-libvirt is not installed")
+    started = []
+    if virsh("version", check=False).returncode:
+        if os.geteuid() != 0:
+            pytest.skip("libvirt does not run, and starting it needs root")
+        started = [subprocess.Popen([program], stderr=subprocess.DEVNULL) for program in ("virtlogd", "libvirtd")]
+    try:
+        wait_for(lambda: virsh("version", check=False).returncode == 0)
+        yield
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def guest(libvirt):
+    """A running guest with the disks C(raw), C(qcow2) and C(overlay), which is laid over C(base).
+
+    It has nothing to boot, and keeps its disks open. There is one for all tests, as libvirt may look at QEMU anew for
+    every guest that is defined, which takes long where there is a KVM that does not work.
+    """
+    # QEMU has to reach the folder as its own user.
+    folder = Path(tempfile.mkdtemp(prefix="imageferry-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    for name in ("raw", "qcow2", "base"):
+        qemu_img("create", "-f", "raw" if name == "raw" else "qcow2", folder / name, "8M")
+    qemu_img("create", "-f", "qcow2", "-b", folder / "base", "-F", "qcow2", folder / "overlay")
+    name = f"imageferry-test-{os.getpid()}"
+    disks = "".join(
+        f"<disk type='file' device='disk'><driver name='qemu' type='{'raw' if disk == 'raw' else 'qcow2'}'/>"
+        f"<source file='{folder / disk}'/><target dev='{target}' bus='virtio'/></disk>"
+        for target, disk in (("vda", "raw"), ("vdb", "qcow2"), ("vdc", "overlay"))
+    )
+    (folder / "guest.xml").write_text(
+        f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
+        f"<os><type arch='x86_64'>hvm</type></os><devices>{disks}</devices></domain>"
+    )
+    try:
+        virsh("define", folder / "guest.xml")
+        started = virsh("start", name, check=False)
+        if started.returncode:
+            pytest.skip(f"no guest can be started here: {started.stderr.strip()}")
+        yield types.SimpleNamespace(name=name, folder=folder)
+    finally:
+        virsh("destroy", name, check=False)
+        virsh("undefine", name, check=False)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("image_format", "target"), [("raw", "vda"), ("qcow2", "vdb")])
+def test_a_running_guest_sees_its_disk_grow(play, guest, image_format, target):
+    path = guest.folder / image_format
+    volume = play("volume_info", f"path: {path}\ncheck: true")["volume"]
+    assert (volume["format"], volume["format_source"]) == (image_format, "guest")
+    assert volume["guests"] == [
+        {"guest": guest.name, "running": True, "target": target, "format": image_format, "read_only": False,
+         "backing": False}
+    ]  # fmt: skip
+    assert volume["in_use"] and volume["health"]["checked"] is False
+
+    task = f"path: {path}\nsize: 16MiB"
+    predicted, grown = play("volume_extend", task, check=True), play("volume_extend", task)
+    assert grown["changed"] and grown["diff"] == predicted["diff"] and guest.name in grown["msg"]
+    assert virtual_size(path, image_format) == 16 * MIB
+    assert str(16 * MIB) in virsh("domblkinfo", guest.name, target).stdout
+    assert not play("volume_extend", task)["changed"]
+    assert play("volume", f"path: {path}\nstate: absent")["error"] == "volume_in_use" and path.exists()
+
+
+def test_what_a_running_guest_stands_on_is_not_grown_but_cloned(play, guest):
+    base, overlay = guest.folder / "base", guest.folder / "overlay"
+    refused = play("volume_extend", f"path: {base}\nformat: qcow2\nsize: 16MiB")
+    assert refused["error"] == "volume_in_use" and virtual_size(base, "qcow2") == 8 * MIB
+    assert play("volume_info", f"path: {base}")["volume"]["guests"][0]["backing"] is True
+    assert play("volume", f"path: {overlay}2\nclone_of: {{path: {base}, format: qcow2}}")["changed"]
+    assert play("volume", f"path: {overlay}3\nclone_of: {{path: {overlay}, format: qcow2}}")["error"] == "volume_in_use"
+
+
+def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
+    path = guest.folder / "qcow2"
+    virsh("destroy", guest.name)
+    volume = play("volume_info", f"path: {path}")["volume"]
+    assert volume["in_use"] is None and [disk["running"] for disk in volume["guests"]] == [False]
+    assert play("volume_extend", f"path: {path}\nsize: 32MiB")["changed"] and virtual_size(path, "qcow2") == 32 * MIB
