@@ -18,7 +18,7 @@ import sys
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage
-from ansible_collections.imageferry.glance.plugins.module_utils._image.expand import Expand, find_expander
+from ansible_collections.imageferry.glance.plugins.module_utils._image.expand import find_expander
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._image.spool import Spool
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink
@@ -157,7 +157,10 @@ class Qcow2Decoder:
         header = Qcow2Header.parse(head)
         header.check(None)
         check_streamable(head)
-        self._expand = t.cast("Expand", find_expander(header.compression_type))  # check_streamable has seen it
+        expand = find_expander(header.compression_type)
+        if expand is None:  # which check_streamable would have refused
+            raise NotStreamable("nothing here expands its clusters")
+        self._expand = expand
         self._version = header.version
         self._cluster = 1 << header.cluster_bits
         self._compressed_bits = 62 - (header.cluster_bits - 8)
