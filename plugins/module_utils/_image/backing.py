@@ -144,7 +144,7 @@ def check_overlay(head: bytes, path: str, size: int | None) -> tuple[Qcow2Header
     header._replace(backing_file_offset=0).check(size)
     chain = read_chain(head, path, follow=True)
     for link in chain:
-        if not link.exists or link.format not in ("raw", "qcow2") or link.virtual_size is None:
+        if link.virtual_size is None:  # so it is for all but raw and qcow2 images that can be read
             raise UnsafeImage(
                 f"{path} is laid over {link.path}, which is missing, or whose format its header does not say.",
                 "Mend the chain with 'qemu-img rebase -u -b BASE -F FORMAT'.",
