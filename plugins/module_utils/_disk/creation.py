@@ -32,10 +32,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.formats i
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options, require_qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, identity
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, note_clone
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import LvmVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 BLANK = "blank"
 """The source of a disk that came from nowhere."""

@@ -13,9 +13,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.backing i
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, detect
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import GuestDisk
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume, VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 
 class Disk(t.NamedTuple):

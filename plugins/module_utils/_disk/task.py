@@ -29,9 +29,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connect
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.holes import find_holes
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
 

@@ -34,8 +34,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receiv
     Source,
     Watcher,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume, storage_errors
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink, Staged, Volume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _QCOW2_OVERHEAD = 2
 """How many times larger than its disk a qcow2 may be; its own structure takes a thousandth, snapshots the rest."""

@@ -18,10 +18,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.methods 
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received, Source, Watcher
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import pieces
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 
 class Plan(t.NamedTuple):

@@ -34,11 +34,11 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.block im
     exclusive_device,
     holds_nothing,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_device_user, sysfs
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger, Record
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _PASSING = ("udev", "blkid", "pvscan")  # those who look at a device when it was closed, and go again
 _PASSING_SECONDS = 5.0

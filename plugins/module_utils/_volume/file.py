@@ -22,7 +22,6 @@ from dataclasses import replace
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FerryError,
     NoSpace,
-    StorageError,
     VolumeExists,
     VolumeInUse,
     VolumeInvalid,
@@ -39,8 +38,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenan
     write_provenance,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, SparseWriter
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_POLL = 0.2
 
 
@@ -346,24 +345,6 @@ class StagedFile:
         """Puts the file in place; see L(Staged.publish)."""
         self._volume.publish(self.fd, provenance, over)
         self.published = True
-
-
-@contextlib.contextmanager
-def storage_errors(attempt: str) -> t.Iterator[None]:
-    """Turns what the storage reports into this collection's errors; a missing file stays C(FileNotFoundError).
-
-    :param attempt: what was tried, for the message: C(read /a/b).
-    """
-    try:
-        yield
-    except (FerryError, FileNotFoundError):
-        raise
-    except OSError as err:
-        if err.errno in _FULL:
-            raise NoSpace(f"Cannot {attempt}: {err.strerror}.") from err
-        if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise VolumeInvalid(f"Cannot {attempt}: {err.strerror}.") from err
-        raise StorageError(f"Cannot {attempt}: {err.strerror or err}.") from err
 
 
 def _lock(fd: int) -> bool:

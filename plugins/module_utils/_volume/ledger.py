@@ -19,8 +19,8 @@ import time
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import VolumeInUse
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 FOLDER = "/var/lib/imageferry"
 

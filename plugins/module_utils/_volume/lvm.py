@@ -32,10 +32,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.block import Thin
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import BlockVolume
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import storage_errors
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 TAG = "imageferry"
 UNFINISHED = f"{TAG}.unfinished"

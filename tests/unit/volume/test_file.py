@@ -18,8 +18,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInUse,
     VolumeInvalid,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume, storage_errors
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 PROVENANCE = Provenance("an id", "a name", "sha512", "00ff", 7, "raw")
 PARTIAL = ".disk.imageferry-partial"
