@@ -10,14 +10,12 @@ up in the folder that was opened first, without following links, so nobody can s
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import os
 import stat
 import time
 import typing as t
-from dataclasses import replace
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FerryError,
@@ -121,7 +119,7 @@ class FileVolume:
     def adopt(self, provenance: Provenance) -> None:
         """Records that the file that is there holds an image."""
         with self.open() as fd, storage_errors(f"record where {self.path} came from"):
-            write_provenance(replace(provenance, imported_at=_now()), fd, self._folder, self.name)
+            write_provenance(provenance.completed(), fd, self._folder, self.name)
 
     def check_not_in_use(self) -> None:
         """
@@ -282,7 +280,7 @@ class FileVolume:
             if not self._is_partial(fd):
                 raise VolumeInvalid(f"{self.partial} beside {self.path} was removed or replaced during the import.")
             self._take_after(fd, self._file() if over else None)
-            write_provenance(replace(provenance, imported_at=_now()), fd, self._folder, self.name)
+            write_provenance(provenance.completed(), fd, self._folder, self.name)
             os.fsync(fd)
             if over:
                 os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
@@ -365,7 +363,3 @@ def _kind(mode: int) -> str:
         (stat.S_ISSOCK, "a socket"),
     )
     return next((name for test, name in kinds if test(mode)), "something else")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
