@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import typing as t
 
@@ -12,6 +13,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError
 
 _SHORTEST_SECRET = 8
+_DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
 
 
 def run_module(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> None:
@@ -37,3 +39,13 @@ def hide_headers(module: AnsibleModule) -> dict[str, str]:
     module.params["headers"] = dict.fromkeys(headers, "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER") or None
     module.no_log_values = {value for value in module.no_log_values if len(str(value)) >= _SHORTEST_SECRET}
     return headers
+
+
+def mode_of_new_file(module: AnsibleModule) -> int:
+    """The permission bits that a file is made with.
+
+    A C(mode) that is asked for is set at the end, so that nobody reads the file before who may not read it after.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    return _PRIVATE_MODE if module.params["mode"] is not None else _DEFAULT_MODE & ~umask

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -27,13 +26,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import F
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import count_faults
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
+from ansible_collections.imageferry.glance.plugins.module_utils._module import mode_of_new_file
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.holes import find_holes
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
-
-_DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
 
 
 def info_task(module: AnsibleModule) -> dict[str, t.Any]:
@@ -122,7 +120,7 @@ def volume_task(module: AnsibleModule) -> dict[str, t.Any]:
 
     :raises FerryError: it cannot be so.
     """
-    mode = _mode_of_new_file(module.params["mode"])
+    mode = mode_of_new_file(module)
     with contextlib.ExitStack() as opened:
         connection = opened.enter_context(connected())
         preallocation = module.params["preallocation"]
@@ -161,12 +159,6 @@ def _ensure(module: AnsibleModule, volume: Volume, base: Base | None, connection
     elif change.growth is not None and not module.check_mode:
         grow(volume, change.growth, connection)
     return change
-
-
-def _mode_of_new_file(asked: t.Any) -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return _PRIVATE_MODE if asked is not None else _DEFAULT_MODE & ~umask
 
 
 _DONE = {

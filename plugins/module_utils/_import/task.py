@@ -25,7 +25,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.plan imp
     make_plan,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
-from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers
+from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers, mode_of_new_file
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
@@ -43,7 +43,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
-_DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
 _NOT_KEPT = {
     *("id", "name", "size", "virtual_size", "checksum", "os_hash_algo", "os_hash_value", "disk_format"),
     *("container_format", "status", "visibility", "protected", "os_hidden", "owner", "created_at", "updated_at"),
@@ -72,7 +71,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     )
     try:
         request = _request(module, options)
-        with open_volume(params, _mode_of_new_file(params["mode"]), params["preallocation"]) as volume:
+        with open_volume(params, mode_of_new_file(module), params["preallocation"]) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
@@ -138,13 +137,6 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
         max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
         lock_timeout=params["lock_timeout"],
     )
-
-
-def _mode_of_new_file(asked: t.Any) -> int:
-    """A mode that is asked for is set at the end, so that nobody reads the file before who may not read it after."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return _PRIVATE_MODE if asked is not None else _DEFAULT_MODE & ~umask
 
 
 def _source_format(params: dict[str, t.Any]) -> str:
