@@ -61,3 +61,8 @@ def format_size(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def round_up(size: int, unit: int) -> int:
+    """The smallest multiple of C(unit) bytes that holds C(size)."""
+    return -(-size // unit) * unit

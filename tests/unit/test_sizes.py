@@ -3,7 +3,13 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import (
+    format_size,
+    parse_rate,
+    parse_share,
+    parse_size,
+    round_up,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,12 @@ def test_what_is_no_rate_is_refused(text):
 
 def test_sizes_are_written():
     assert [format_size(n) for n in (0, 1023, 1536, 5 * 1024**3)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+
+
+def test_a_size_is_rounded_up_to_whole_units():
+    assert [round_up(size, 4096) for size in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
+
+
+@pytest.mark.parametrize(("text", "size"), [("25%", 250), ("12.5 %", 125), ("1K", 1024), (7, 7)])
+def test_a_share_is_of_the_whole_and_a_size_is_a_size(text, size):
+    assert parse_share(text, 1000, "headroom") == size

@@ -14,7 +14,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth imp
     Growth,
     grow,
     plan_growth,
-    round_up,
     volume_unit,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
@@ -31,6 +30,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.backing i
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import detect
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options, require_qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, identity
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import round_up
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, note_clone
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import LvmVolume

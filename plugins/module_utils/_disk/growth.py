@@ -26,7 +26,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests 
     grow_live,
     seen_size,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size, round_up
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 
 SECTOR = 512
@@ -210,11 +210,6 @@ def _check_free(volume: Volume, growth: Growth, now: int) -> None:
     if growth.volume_size - now > facts["group_free"]:
         raise NoSpace(f"{volume.label} needs {growth.volume_size - now} bytes more, and its volume group has "
                       f"{facts['group_free']} free.")  # fmt: skip
-
-
-def round_up(size: int, unit: int) -> int:
-    """The next multiple of C(unit) bytes."""
-    return -(-size // unit) * unit
 
 
 def _running_guest(volume: Volume, disk: Disk, guests: t.Sequence[GuestDisk]) -> GuestDisk | None:

@@ -29,6 +29,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeExists,
     VolumeInvalid,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import round_up
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.block import Thin
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import BlockVolume
@@ -312,11 +313,6 @@ def check_name(option: str, name: str) -> None:
         )
     if name in _RESERVED or _RESERVED_PARTS.search(name):
         raise VolumeInvalid(f"'{option}: {name}' is a name that LVM keeps for itself.", "Choose another name.")
-
-
-def round_up(size: int, extent: int) -> int:
-    """C(size) in whole extents, in bytes."""
-    return -(-size // extent) * extent
 
 
 def split_mapped_name(name: str) -> tuple[str, str]:

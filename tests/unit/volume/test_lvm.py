@@ -50,10 +50,6 @@ def test_mapped_names_are_taken_apart(mapped, names):
     assert lvm.split_mapped_name(mapped) == names
 
 
-def test_sizes_are_whole_extents():
-    assert [lvm.round_up(size, 4096) for size in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
-
-
 @pytest.mark.parametrize("metadata", [None, {"x": "y"}, {str(number): hash(str(number)) for number in range(400)}])
 def test_tags_hold_all_that_is_known(metadata):
     held = replace(HELD, metadata=metadata)
