@@ -24,11 +24,6 @@ options:
   lv:
     description: Name of a logical volume in O(vg).
     type: str
-  thin_pool:
-    description:
-      - Name of the thin pool in the same volume group in which a new logical volume is made. One that is there stays
-        what it is.
-    type: str
   pool:
     description: Name of a storage pool of libvirt on the host, of its system instance. It has to be active.
     type: str
@@ -37,30 +32,12 @@ options:
     type: str
 """
 
-    # Where a disk is that is there already: without what says how to make one.
-    EXISTING = r"""
+    # For modules that also make one.
+    NEW = r"""
 options:
-  path:
+  thin_pool:
     description:
-      - Absolute path of a file on the host. Its folder has to exist.
-      - Exactly one of O(path), O(device), O(vg) with O(lv), and O(pool) with O(volume) says where the disk is.
-    type: path
-  device:
-    description:
-      - Absolute path of a block device on the host, which has to be there; best one in C(/dev/disk/by-id), that is the
-        same after a restart.
-      - The path of a logical volume means the same as O(vg) and O(lv).
-    type: path
-  vg:
-    description: Name of an LVM volume group on the host.
-    type: str
-  lv:
-    description: Name of a logical volume in O(vg).
-    type: str
-  pool:
-    description: Name of a storage pool of libvirt on the host, of its system instance. It has to be active.
-    type: str
-  volume:
-    description: Name of a volume in O(pool), as C(virsh vol-list) shows it.
+      - Name of the thin pool in the same volume group in which a new logical volume is made. One that is there stays
+        what it is.
     type: str
 """

@@ -140,6 +140,7 @@ author:
 extends_documentation_fragment:
   - imageferry.glance._cloud
   - imageferry.glance._volume
+  - imageferry.glance._volume.new
   - imageferry.glance._transfer
   - imageferry.glance._controller
   - imageferry.glance._attributes

@@ -85,6 +85,7 @@ author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
   - imageferry.glance._volume
+  - imageferry.glance._volume.new
   - imageferry.glance._attributes
   - imageferry.glance._attributes.volume
   - ansible.builtin.files

@@ -46,7 +46,7 @@ options:
 author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
-  - imageferry.glance._volume.existing
+  - imageferry.glance._volume
   - imageferry.glance._attributes
   - imageferry.glance._attributes.volume
 attributes:
