@@ -11,7 +11,7 @@ import typing as t
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FormatMismatch, VolumeInvalid
 from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import Link, check_overlay, read_chain
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, detect
-from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header, read_virtual_size
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import GuestDisk
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume, VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
@@ -45,7 +45,7 @@ class Disk(t.NamedTuple):
         """The bytes that a guest sees; None when the format does not show."""
         if self.format != "qcow2":
             return self.size.size if self.format in ("raw", "iso") else None
-        return int.from_bytes(self.head[24:32], "big") if detect(self.head) == "qcow2" else None
+        return read_virtual_size(self.head) if detect(self.head) == "qcow2" else None
 
     def chain(self, path: str) -> list[Link]:
         """The images below it; they are only opened when the format is trusted."""

@@ -13,7 +13,11 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage, UnsafeImage
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, detect
-from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import MAGIC, Qcow2Header
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import (
+    MAGIC,
+    Qcow2Header,
+    read_virtual_size,
+)
 
 _NAME = struct.Struct(">QI")  # backing_file_offset and backing_file_size of docs/interop/qcow2.rst
 _NAME_AT, _HEADER_LENGTH_AT = 8, 100
@@ -104,7 +108,7 @@ def _link(backing: Backing, head: bytes | None, followed: bool) -> Link:
     exists = os.path.exists(backing.path) if followed and backing.is_file else None
     size = None
     if head is not None and backing.format == "qcow2" and head.startswith(MAGIC):
-        size = int.from_bytes(head[24:32], "big")
+        size = read_virtual_size(head)
     elif head is not None and backing.format == "raw":
         size = file_size(backing.path)
     return Link(backing.path, backing.format, exists, size)

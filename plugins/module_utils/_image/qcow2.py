@@ -141,6 +141,11 @@ class Qcow2Header(t.NamedTuple):
                 raise DamagedImage(f"The qcow2's {name} at {offset} lies outside the image.")
 
 
+def read_virtual_size(head: bytes) -> int:
+    """The bytes of the disk of the qcow2 with these first bytes, whatever else is wrong with it."""
+    return int.from_bytes(head[24:32], "big")
+
+
 def check_tables(fd: int) -> None:
     """Refuses the qcow2 in the open file C(fd) when its top tables name more clusters than there can be.
 
