@@ -16,6 +16,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth imp
     plan_growth,
     volume_unit,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import complete_qcow2
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     InvalidOption,
@@ -238,11 +239,7 @@ def _make_qcow2(volume: Volume, staged: Staged, wanted: Wanted, base: Base | Non
     whole = volume.is_block or wanted.preallocation in ("falloc", "full")
     staged.reserve(qemu_img.measure_blank(size, "qcow2", options).fully_allocated if whole else None)
     qemu_img.create(staged.fd, "qcow2", size, options, (base.volume.path, base.format) if base else None)
-    if volume.is_block:  # nothing old is to be read after it
-        end = qemu_img.check(staged.fd, "qcow2") or 0
-        staged.sink.wrote(end)
-        staged.sink.finish(end)
-    os.fsync(staged.fd)
+    complete_qcow2(volume, staged)
 
 
 def _origin(wanted: Wanted, base: Base | None, size: int) -> Provenance:

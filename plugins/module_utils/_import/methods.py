@@ -9,6 +9,7 @@ import dataclasses
 import os
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import complete_qcow2
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     DamagedImage,
     Unverifiable,
@@ -222,19 +223,16 @@ class _Convert(_Method):
 
     def _convert(self, source: int) -> None:
         """Has qemu-img write the volume; a block device is zeroed behind what it wrote."""
-        request, staged, on_block = self.request, self.staged, self.volume.is_block
+        request, staged = self.request, self.staged
         target_format, options = request.wanted.format, request.qcow2 or qemu_img.Qcow2Options()
         size = max(self.facts.virtual_size or 0, request.min_size)
         self._reserve(source, size, options)
         qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)
-        end: int | None = size
         if target_format == "qcow2":
-            used = qemu_img.check(staged.fd, "qcow2")
-            end = used if on_block else os.fstat(staged.fd).st_size
-        if not end:
-            raise DamagedImage(f"qemu-img has left nothing in {self.volume.label}.")
-        staged.sink.wrote(end)
-        staged.sink.finish(end)
+            complete_qcow2(self.volume, staged)
+        else:
+            staged.sink.wrote(size)
+            staged.sink.finish(size)
 
     def _tell(self, part: float) -> None:
         self.watcher.convert(100 * part)
