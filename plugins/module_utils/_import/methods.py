@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import os
 import typing as t
@@ -55,12 +56,12 @@ def fetch(request: ImportRequest, volume: Volume, source: Source, staged: Staged
     if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
         qemu_img.require_qemu_img()
     source.learn_size()
-    methods = {"verbatim": _Verbatim, "decode": _Decode, "convert": _Convert}
+    methods: dict[str, t.Callable[..., _Method]] = {"verbatim": _Verbatim, "decode": _Decode, "convert": _Convert}
     with storage_errors(f"write {volume.label}"):
         return methods[request.method](request, volume, source, staged, watcher).run()
 
 
-class _Method:
+class _Method(abc.ABC):
     """What all ways have in common: the image is received, judged by its first bytes, and hashed as it comes."""
 
     def __init__(
@@ -74,9 +75,9 @@ class _Method:
         self.facts = ImageFacts(request.source_format, None)
         self.size = 0  # of the image, decompressed
 
+    @abc.abstractmethod
     def run(self) -> Received:
         """Brings the image."""
-        raise NotImplementedError
 
     def check_first(self, head: bytes, size: int | None) -> None:
         """Judges the image by its first bytes, and sees to it that it fits."""
@@ -158,8 +159,8 @@ class _Verbatim(_Method):
         if self.facts.format == "qcow2":
             qemu_img.check(self.staged.fd, "qcow2")
             _grow_qcow2(self.staged.fd, self.facts.virtual_size or 0, self.request.min_size)
-        elif self.facts.format == "raw" and not self.volume.is_block:  # a block device is zeroed to its end already
-            self.staged.sink.finish(max(self.size, self.request.min_size))
+        elif self.facts.format == "raw" and not self.volume.is_block and self.size < self.request.min_size:
+            self.staged.sink.finish(self.request.min_size)  # a block device is zeroed to its end already
         return received
 
     def check_first(self, head: bytes, size: int | None) -> None:
