@@ -30,9 +30,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInvalid,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import round_up
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.block import Thin
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.block import BlockVolume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_writer import Thin
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import BlockVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance

@@ -18,8 +18,13 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     TransferFailed,
     VolumeInUse,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume import block
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.block import BlockMap, BlockWriter, Thin, Zeroer
+from ansible_collections.imageferry.glance.plugins.module_utils._volume import block_writer
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_writer import (
+    BlockMap,
+    BlockWriter,
+    Thin,
+    Zeroer,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import DeviceVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger, Record
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
@@ -126,7 +131,7 @@ def test_devices_that_cannot_zero_get_zeros(device, monkeypatch, failing):
         raise OSError(95, "Operation not supported")
 
     for name in failing.split():
-        monkeypatch.setattr(block, name, refuse)
+        monkeypatch.setattr(block_writer, name, refuse)
     fd = os.open(device, os.O_RDWR | os.O_DIRECT)
     Zeroer(fd).zero(4096, 30 * BLOCK + 4096)
     os.close(fd)
@@ -238,13 +243,13 @@ def test_an_interrupted_import_goes_on_and_a_failed_one_starts_over(device, ledg
 
 KILLED = """
     import os, signal, sys
-    from ansible_collections.imageferry.glance.plugins.module_utils._volume import block
+    from ansible_collections.imageferry.glance.plugins.module_utils._volume import block_writer
     from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import DeviceVolume
     from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger
     from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
     device, ledger, image, until = sys.argv[1:]
-    block.SETTLE_BYTES, block.SETTLE_SECONDS = 4 << 20, 0
+    block_writer.SETTLE_BYTES, block_writer.SETTLE_SECONDS = 4 << 20, 0
     wanted = Provenance("an id", "a name", "sha512", "00ff", 7, "raw")
     with open(image, "rb") as file, DeviceVolume(device, Ledger(ledger)) as volume:
         with volume.staged(0, wanted, True) as staged:
