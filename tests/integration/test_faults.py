@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
 
 from .conftest import CLOUD_VENV

@@ -29,16 +29,13 @@ from ansible_collections.imageferry.glance.plugins.module_utils._module import h
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, public_url
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import (
     ParallelSource,
     parse_connections,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import (
-    HttpOptions,
-    HttpSource,
-    public_url,
-)
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance

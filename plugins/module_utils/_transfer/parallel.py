@@ -21,12 +21,8 @@ import time
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, InvalidOption
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import (
-    HttpOptions,
-    HttpSource,
-    Lost,
-    StartOver,
-)
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, Lost
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource, StartOver
 
 MAX_CONNECTIONS = 16
 

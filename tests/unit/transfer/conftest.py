@@ -14,9 +14,9 @@ import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import check_head
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import ParallelSource
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 

@@ -22,6 +22,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     SizeMismatch,
     TransferFailed,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer import pacing
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
 from faulty_proxy import Fault
 
@@ -288,7 +289,7 @@ def test_a_rate_limit_is_held_evenly(fetch, proxy, monkeypatch):
         slept.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr(source_module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
     fetch(proxy.url("/image"), len(CONTENT), rate_limit=1024**2)
     assert sum(slept) == pytest.approx(len(CONTENT) / 1024**2, rel=0.01)
     assert max(slept) <= 0.26

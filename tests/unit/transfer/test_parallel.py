@@ -17,15 +17,14 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     TransferFailed,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import parallel
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, Token
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import (
     ParallelSource,
     Tuner,
     parse_connections,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions
 from faulty_proxy import GOOD, Fault
 
 from .conftest import Watcher
@@ -172,7 +171,7 @@ def test_a_token_is_renewed_once_for_all(carry, proxy):
     carry(token="token0", tokens=tokens)
     sent = [seen.headers["x-auth-token"] for seen in proxy.gets]
     assert tokens.count == 1 and {"token0", "token1"} == set(sent)
-    shared = source_module._Token(HttpOptions(token="old", tokens=tokens))
+    shared = Token(HttpOptions(token="old", tokens=tokens))
     shared.renew("old")
     shared.renew("old")
     assert tokens.count == 2, "who comes second with the old token gets the new one"

@@ -14,8 +14,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     TokenExpired,
     TransferFailed,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Reception
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpOptions, HttpSource
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import XATTR, Provenance
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK

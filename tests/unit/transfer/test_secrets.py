@@ -20,11 +20,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     TlsUntrusted,
     TokenExpired,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import (
-    HttpOptions,
-    HttpSource,
-    public_url,
-)
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, public_url
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
 from faulty_proxy import Fault, FaultyProxy, FileServer, LocalServer
 
 from .conftest import CONTENT
