@@ -87,6 +87,13 @@ def test_a_qcow2_is_written_as_asked(import_image, images, tmp_path):
     assert same_content(tmp_path / "volume", "qcow2", images["disk-raw"])
 
 
+def test_a_converted_qcow2_has_storage_when_asked_for(import_image, images, tmp_path):
+    task = f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume\nformat: qcow2\npreallocation: falloc"
+    assert import_image(f"{task}\ncompress: zlib")["error"] == "invalid_option"
+    assert import_image(task)["volume"]["allocated"] >= 64 * MIB
+    assert same_content(tmp_path / "volume", "qcow2", images["disk-raw"])
+
+
 @pytest.mark.parametrize("image", ["disk-raw", "disk-qcow2", "disk-vmdk"])
 def test_nothing_old_is_left_on_a_device(import_image, foreign, images, device, image):
     task = f"cloud: demo\nimage: {image}\ndevice: {device}\nformat: raw"

@@ -225,7 +225,8 @@ class _Convert(_Method):
     def _convert(self, source: int) -> None:
         """Has qemu-img write the volume; a block device is zeroed behind what it wrote."""
         request, staged = self.request, self.staged
-        target_format, options = request.wanted.format, request.qcow2 or qemu_img.Qcow2Options()
+        target_format = request.wanted.format
+        options = dataclasses.replace(request.qcow2 or qemu_img.Qcow2Options(), preallocation=request.preallocation)
         size = max(self.facts.virtual_size or 0, request.min_size)
         self._reserve(source, size, options)
         qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)

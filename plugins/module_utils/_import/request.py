@@ -23,6 +23,7 @@ class ImportRequest:
     :param source_format: the format of the image's bytes, decompressed.
     :param decompress: how the bytes are compressed, V(none) or a name that L(Decompressor) takes.
     :param qcow2: how a qcow2 is to be written; None for as it comes.
+    :param preallocation: the storage of a qcow2 that a conversion makes, in qemu's words.
     :param min_size: the least virtual size of the volume, in bytes; 0 for the image's own.
     :param headroom: what a qcow2 on a block device can grow by: bytes, a share of its virtual size, or V(full).
     :param overwrite: V(never), V(different) or V(always).
@@ -36,6 +37,7 @@ class ImportRequest:
     source_format: str
     decompress: str
     qcow2: Qcow2Options | None
+    preallocation: str
     min_size: int
     headroom: str
     overwrite: str

@@ -126,6 +126,7 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
         source_format=source_format,
         decompress=params["decompress"],
         qcow2=_qcow2_options(params, volume_format),
+        preallocation=params["preallocation"],
         min_size=_min_size(params),
         headroom=params["headroom"],
         staging_dir=params["staging_dir"],
@@ -160,8 +161,12 @@ def _qcow2_options(params: dict[str, t.Any], volume_format: str) -> Qcow2Options
     if "cluster_size" in given:
         given["cluster_size"] = parse_size(given["cluster_size"], "cluster_size")
     if "compress" in given:
+        if params["preallocation"] != "off":
+            raise InvalidOption(
+                "A compressed qcow2 cannot be preallocated.", "Leave out 'compress' or 'preallocation'."
+            )
         given.update(compress=True, compression_type=given["compress"])
-    return Qcow2Options(**given, preallocation=params["preallocation"])
+    return Qcow2Options(**given)
 
 
 def _wanted_image(params: dict[str, t.Any], volume_format: str) -> Provenance:
