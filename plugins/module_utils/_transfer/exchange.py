@@ -33,26 +33,29 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 
 if t.TYPE_CHECKING:
     import requests
-    import urllib3
 
 _MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT = 10.0
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
-def _import_requests() -> None:
-    """Imports what takes so long to import that a run with nothing to read goes without it.
+def _new_session() -> requests.Session:
+    """A session that follows no redirect by itself.
 
-    :raises MissingDependency: it is not installed.
+    Here, and not at the head of this file: a run that has nothing to read goes without what takes so long to import.
+
+    :raises MissingDependency: this host has no python3-requests.
     """
-    global requests, urllib3  # noqa: PLW0603
     try:
         import requests
-        import urllib3
     except ImportError as err:  # pragma: no cover - the hosts of the tests have it
         raise MissingDependency(
             "Python's requests is not installed on this host.", "Install python3-requests."
         ) from err
+    session = requests.Session()
+    # requests would read the body of a redirect to its end, in memory, though it is told not to follow.
+    session.resolve_redirects = lambda *_args, **_kwargs: iter(())  # type: ignore[method-assign]
+    return session
 
 
 class TokenSupply(t.Protocol):
@@ -146,7 +149,7 @@ class Exchange:
     """
 
     def __init__(self, url: str, options: HttpOptions) -> None:
-        _import_requests()
+        self._session = _new_session()
         try:
             parts = urllib.parse.urlsplit(url)
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -158,9 +161,6 @@ class Exchange:
         self.token = Token(options)
         self._options = options
         self._auth = _basic_auth(parts.username, parts.password) if parts.username else _no_auth
-        self._session = requests.Session()
-        # requests would read the body of a redirect to its end, in memory, though it is told not to follow.
-        self._session.resolve_redirects = lambda *_args, **_kwargs: iter(())  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Ends all connections."""
@@ -201,6 +201,9 @@ class Exchange:
 
     def _send(self, method: str, url: str, headers: dict[str, str], own: bool, token: str | None) -> requests.Response:
         """One answer; what is secret goes along only to the server that it is for (C(own))."""
+        import requests
+        import urllib3
+
         secret = dict(self._options.headers) if own else {}
         if token:
             secret["X-Auth-Token"] = token
