@@ -316,3 +316,34 @@ class StorageError(FerryError):
 
     code = "storage_error"
     remedy = "Check the storage and the kernel's log on this host."
+
+
+class SourceChanged(FerryError):
+    """The disk was written to while it was read."""
+
+    code = "source_changed"
+    remedy = "Stop what writes to it, or have it be the disk of a libvirt guest, and run again."
+
+
+# --- guests ------------------------------------------------------------------------------------------------------
+
+
+class GuestNotFound(FerryError):
+    """This host has no such guest, or the guest no such disk."""
+
+    code = "guest_not_found"
+    remedy = "See 'virsh list --all' on this host."
+
+
+class GuestRunning(VolumeInUse):
+    """The guest runs, and was to be left alone."""
+
+    code = "guest_running"
+    remedy = "Shut the guest down first, or set 'live: true'."
+
+
+class BackupRefused(FerryError):
+    """libvirt, QEMU or the agent in the guest refuses a backup."""
+
+    code = "backup_refused"
+    remedy = "See libvirt's log on this host; another backup, snapshot or migration of the guest may be going on."

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import StorageError
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    GuestNotFound,
+    StorageError,
+    VolumeInvalid,
+)
 
 
 class GuestDisk(t.NamedTuple):
@@ -56,6 +61,40 @@ def identity(path: str) -> tuple[str, int, int] | None:
     return "file", found.st_dev, found.st_ino
 
 
+def find_guest(connection: t.Any, name: str) -> t.Any:
+    """The guest (C(libvirt.virDomain)) with this name or UUID.
+
+    :raises GuestNotFound: there is none, or no libvirt.
+    """
+    if connection is None:
+        raise GuestNotFound(f"There is no libvirt on this host to ask for the guest {name}.")
+    import libvirt
+
+    for look_up in (connection.lookupByName, connection.lookupByUUIDString):
+        with contextlib.suppress(libvirt.libvirtError):
+            return look_up(name)
+    raise GuestNotFound(f"This host has no guest {name}.")
+
+
+def find_guest_disk(connection: t.Any, domain: t.Any, target: str) -> tuple[GuestDisk, str]:
+    """The guest's disk C(target), and the path that it lies at.
+
+    :raises GuestNotFound: the guest has no such disk.
+    :raises VolumeInvalid: it lies elsewhere than in a file or on a device of this host.
+    """
+    disks = [(element, disk) for element, disk in _described(domain) if element.get("device", "disk") == "disk"]
+    for element, disk in disks:
+        if disk.target == target:
+            path = _source_path(connection, element.find("source"))
+            if path is None:
+                raise VolumeInvalid(
+                    f"The disk {target} of the guest {domain.name()} is neither a file nor a device of this host."
+                )
+            return disk, path
+    known = ", ".join(disk.target for _element, disk in disks) or "none"
+    raise GuestNotFound(f"The guest {domain.name()} has no disk {target}.", f"Set 'disk' to one that it has: {known}.")
+
+
 def grow_live(connection: t.Any, disk: GuestDisk, size: int) -> None:
     """Gives a running guest's disk C(size) bytes, so that the guest sees them (virDomainBlockResize).
 
@@ -94,6 +133,18 @@ def _domains(connection: t.Any) -> list[t.Any]:
 
 
 def _disks(connection: t.Any, domain: t.Any, wanted: tuple[str, int, int]) -> t.Iterator[GuestDisk]:
+    for element, disk in _described(domain):
+        layer: ET.Element | None = element
+        while layer is not None:
+            path = _source_path(connection, layer.find("source"))
+            if path is not None and identity(path) == wanted:
+                own = layer is element
+                yield disk if own else disk._replace(format=_attribute(layer, "format", "type"), backing=True)
+            layer = layer.find("backingStore")
+
+
+def _described(domain: t.Any) -> t.Iterator[tuple[ET.Element, GuestDisk]]:
+    """The disks of a guest, CD drives among them, each with its element in the domain XML."""
     import libvirt
 
     try:
@@ -101,21 +152,14 @@ def _disks(connection: t.Any, domain: t.Any, wanted: tuple[str, int, int]) -> t.
     except libvirt.libvirtError:  # it was undefined meanwhile
         return
     for element in ET.fromstring(described).iterfind("./devices/disk"):  # noqa: S314 (it is libvirt's own)
-        layer: ET.Element | None = element
-        while layer is not None:
-            source, driver = layer.find("source"), layer.find("format" if layer is not element else "driver")
-            path = _source_path(connection, source)
-            if path is not None and identity(path) == wanted:
-                target = element.find("target")
-                yield GuestDisk(
-                    name,
-                    running,
-                    target.get("dev", "") if target is not None else "",
-                    driver.get("type") if driver is not None else None,
-                    element.find("readonly") is not None,
-                    layer is not element,
-                )
-            layer = layer.find("backingStore")
+        target, image_format = _attribute(element, "target", "dev"), _attribute(element, "driver", "type")
+        read_only = element.find("readonly") is not None
+        yield element, GuestDisk(name, running, target or "", image_format, read_only, backing=False)
+
+
+def _attribute(element: ET.Element, child: str, name: str) -> str | None:
+    found = element.find(child)
+    return found.get(name) if found is not None else None
 
 
 def _source_path(connection: t.Any, source: ET.Element | None) -> str | None:
