@@ -20,6 +20,18 @@ options:
       - The most that each host moves in a second, in bytes or with a unit such as V(50MiB). All that comes by default.
       - For a whole play, C(throttle) keeps the number of hosts down that move bytes at the same time.
     type: str
+  progress:
+    description:
+      - Whether to show, while bytes are moved, a line every few seconds that says how far it is, at what rate, and how
+        long it will take.
+      - Nothing is shown of images smaller than 64 MiB, in check mode, and of tasks with C(async).
+    type: bool
+    default: true
+"""
+
+    # For modules that read from a server.
+    DOWNLOAD = r"""
+options:
   connections:
     description:
       - How many connections each host reads over at the same time, V(1) to V(16).
@@ -28,11 +40,4 @@ options:
       - A server that sends no parts of an image, or refuses more connections, is read over fewer, at last over one.
     type: str
     default: auto
-  progress:
-    description:
-      - Whether to show, while bytes are moved, a line every few seconds that says how far it is, at what rate, and how
-        long it will take.
-      - Nothing is shown of images smaller than 64 MiB, in check mode, and of tasks with C(async).
-    type: bool
-    default: true
 """

@@ -61,7 +61,6 @@ def transfer_spec() -> Spec:
         "timeout": {"type": "int", "default": 60},
         "retries": {"type": "int", "default": 5},
         "rate_limit": {"type": "str"},
-        "connections": {"type": "str", "default": "auto"},
         "progress": {"type": "bool", "default": True},
     }
 
@@ -112,8 +111,15 @@ def import_spec() -> Spec:
         "max_virtual_size": {"type": "str", "default": "8TiB"},
         "lock_timeout": {"type": "int", "default": 60},
         **transfer_spec(),
-        # Set by the action plugin: what the controller knows and the host has to.
-        "_image": {"type": "dict"},
+        "connections": {"type": "str", "default": "auto"},
+        "_image": {"type": "dict"},  # what Glance says of it; set by the action plugin
+        **_private_spec(),
+    }
+
+
+def _private_spec() -> Spec:
+    """What the controller knows and the host has to, set by the action plugin."""
+    return {
         "_token": {"type": "str", "no_log": True},
         "_ca_data": {"type": "str"},
         "_client_cert": {"type": "str", "no_log": True},
@@ -131,6 +137,62 @@ IMPORT_RULES: dict[str, t.Any] = {
 }  # fmt: skip
 
 EXISTING_VOLUME_RULES: dict[str, t.Any] = {**VOLUME_RULES, "mutually_exclusive": [("path", "device", "vg", "pool")]}
+
+
+def export_spec() -> Spec:
+    """The options of glance_image_export."""
+    strings = {"type": "list", "elements": "str"}
+    disk = {"disk": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
+    return {
+        **cloud_spec(),
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
+        **_existing_volume_spec(),
+        "domain": {"type": "str"},
+        "disk": {"type": "str"},
+        "disks": {"type": "list", "elements": "dict", "options": disk},
+        "source_format": {"type": "str", "choices": list(FORMATS)},
+        "snapshot": {"type": "str"},
+        "flatten": {"type": "bool", "default": True},
+        "live": {"type": "bool", "default": True},
+        "quiesce": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+        "scratch_dir": {"type": "path"},
+        "name": {"type": "str"},
+        "id": {"type": "str"},
+        "format": {"type": "str", "choices": ["keep", *FORMATS], "default": "keep"},
+        "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
+        "cluster_size": {"type": "str", "default": "64KiB"},
+        "compress": {"type": "str", "choices": ["zlib", "zstd"]},
+        "spool_dir": {"type": "path"},
+        "container_format": {"type": "str", "default": "bare"},
+        "visibility": {"type": "str", "choices": ["private", "shared", "community", "public"]},
+        "protected": {"type": "bool"},
+        "hidden": {"type": "bool"},
+        "tags": strings,
+        "properties": {"type": "dict"},
+        "min_disk": {"type": "int"},
+        "min_ram": {"type": "int"},
+        "members": strings,
+        "store": {"type": "str"},
+        "keep_metadata": {"type": "bool", "default": True},
+        "on_existing": {"type": "str", "choices": ["replace", "new", "fail"], "default": "replace"},
+        "reread": {"type": "bool", "default": False},
+        "lock_timeout": {"type": "int", "default": 60},
+        **transfer_spec(),
+        "_known": {"type": "dict"},  # the contents that are in Glance already, by the name of the disk
+        "_images": {"type": "dict"},  # where the disks go; without it, nothing is moved
+        **_private_spec(),
+    }
+
+
+_DISK_PLACES = ("path", "device", "vg", "pool", "domain")
+
+EXPORT_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [_DISK_PLACES, ("disk", "disks"), ("name", "disks"), ("id", "disks"),
+                           ("domain", "source_format")],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_one_of": [_DISK_PLACES, ("name", "disks")],
+    "required_by": {"disk": "domain", "disks": "domain"},
+}  # fmt: skip
 
 
 def volume_info_spec() -> Spec:

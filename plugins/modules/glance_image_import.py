@@ -142,6 +142,7 @@ extends_documentation_fragment:
   - imageferry.glance._volume
   - imageferry.glance._volume.new
   - imageferry.glance._transfer
+  - imageferry.glance._transfer.download
   - imageferry.glance._controller
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud

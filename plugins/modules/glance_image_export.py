@@ -1,0 +1,287 @@
+#!/usr/bin/python
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Exports a disk of a host to an image."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: glance_image_export
+short_description: Keep a disk of a host as an image in Glance
+version_added: 0.1.0
+description:
+  - The host reads the disk, flat and with its holes, and pushes it to Glance itself, as raw or qcow2 made on its way,
+    without a temporary file. It needs no OpenStack library, and never sees a password.
+  - The disk is a file, an LVM logical volume, a block device, in a libvirt pool, or one of a libvirt guest. What it is
+    laid over (snapshots, a template) is exported with it.
+  - The disk of a guest that runs is exported as it was at one moment, through libvirt's pull backup, with the guest's
+    file systems frozen for that moment where an agent in the guest can. Several disks of one guest share the moment.
+  - Whether anything is to be done is decided by the content, which is the same whatever the format, the holes and the
+    compression. It is kept as the image's property C(imageferry_content). An image of the same name, of this project,
+    that has the disk's content is only brought up to date in what is said of it; no byte is uploaded.
+  - A new image is hidden until Glance's own size and hashes were held against what was sent. Only then is the one that
+    it replaces deleted. When anything fails, no image is left of it, and what was there before stays.
+  - What was killed before it could clean up after itself is cleaned up by the next export of the same disk.
+options:
+  domain:
+    description: Name or UUID of a libvirt guest on the host, whose O(disk) or O(disks) are exported.
+    type: str
+  disk:
+    description: The disk's name in the guest O(domain), such as V(vda).
+    type: str
+  disks:
+    description: Several disks of the guest O(domain), as they were at the same moment.
+    type: list
+    elements: dict
+    suboptions:
+      disk:
+        description: The disk's name in the guest, such as V(vda).
+        type: str
+        required: true
+      name:
+        description: Name of its image.
+        type: str
+        required: true
+  source_format:
+    description:
+      - The disk's format. By default it is the one that was recorded when the disk was imported or created, or the one
+        that a guest's definition in libvirt says.
+      - Needed where nobody says it and the disk looks like something other than V(raw), as a guest can write anything
+        to a raw disk.
+    type: str
+    choices: [raw, qcow2, iso]
+  snapshot:
+    description: Name or id of an internal snapshot of a qcow2, which is exported instead of what the disk holds now.
+    type: str
+  flatten:
+    description: Whether a disk that is laid over others is exported together with them. V(false) refuses it.
+    type: bool
+    default: true
+  live:
+    description: Whether the disk of a running guest may be exported. V(false) asks for the guest to be shut down.
+    type: bool
+    default: true
+  quiesce:
+    description:
+      - Whether a running guest's file systems are frozen at the moment that the export is of. V(auto) does so where the
+        guest has an agent, V(always) fails where it has none, V(never) leaves the guest alone.
+    type: str
+    choices: [auto, always, never]
+    default: auto
+  scratch_dir:
+    description:
+      - Folder, that QEMU can reach, for what a running guest overwrites while its disk is read. By default the one that
+        the disk's file is in, and C(/var/lib/libvirt/images) for a device.
+    type: path
+  name:
+    description: Name of the image.
+    type: str
+  id:
+    description: Id that a new image gets. By default Glance makes one up.
+    type: str
+  format:
+    description: Disk format of the image. V(keep) is the disk's own.
+    type: str
+    choices: [keep, raw, qcow2, iso]
+    default: keep
+  compat:
+    description: Version of a qcow2, V(0.10) for version 2, which the oldest of QEMUs understand.
+    type: str
+    choices: ["0.10", "1.1"]
+    default: "1.1"
+  cluster_size:
+    description: Size of a qcow2's clusters.
+    type: str
+    default: 64KiB
+  compress:
+    description:
+      - Compresses the clusters of a qcow2, in this way. V(zstd) needs Python's zstandard on the host.
+      - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known.
+    type: str
+    choices: [zlib, zstd]
+  spool_dir:
+    description: Folder for compressed bytes, C(/var/tmp) by default. Its space is checked first.
+    type: path
+  container_format:
+    description: Container format of the image.
+    type: str
+    default: bare
+  visibility:
+    description: Who sees the image. A new one is C(shared) unless the cloud says otherwise.
+    type: str
+    choices: [private, shared, community, public]
+  protected:
+    description: Whether the image is protected from deletion.
+    type: bool
+  hidden:
+    description: Whether the image is left out of lists.
+    type: bool
+  tags:
+    description: Tags that the image has.
+    type: list
+    elements: str
+  properties:
+    description: Properties that the image has, such as C(os_distro) and C(hw_disk_bus).
+    type: dict
+  min_disk:
+    description: The least size in GiB of a disk that the image is put on. By default what the disk's own size needs.
+    type: int
+  min_ram:
+    description: The least memory in MiB of a guest that runs it.
+    type: int
+  members:
+    description: Ids of the projects that the image is shared with.
+    type: list
+    elements: str
+  store:
+    description: The store of Glance that the image goes to, one of those that M(imageferry.glance.glance_provider_info) lists.
+    type: str
+  keep_metadata:
+    description:
+      - Whether the image gets the tags and properties of the image that the disk was imported from, as far as
+        O(tags) and O(properties) say nothing else.
+    type: bool
+    default: true
+  on_existing:
+    description:
+      - What to do when an image of this name, of this project, has another content. V(replace) deletes it once the new
+        one is there and verified, V(new) leaves it beside the new one, V(fail) fails.
+    type: str
+    choices: [replace, new, fail]
+    default: replace
+  reread:
+    description:
+      - Whether to read a disk also when its files have not been written to since their content was last seen, by what
+        the file system says.
+    type: bool
+    default: false
+  lock_timeout:
+    description: Seconds to wait for an import to the same volume before failing.
+    type: int
+    default: 60
+  host_interface:
+    description:
+      - Which endpoint of the catalogue the hosts push to, while the controller uses O(interface). For hosts that sit in
+        the cloud's internal network. The same as O(interface) by default.
+    type: str
+    choices: [admin, internal, public]
+author:
+  - ImageFerry contributors (@imageferry)
+extends_documentation_fragment:
+  - imageferry.glance._cloud
+  - imageferry.glance._volume
+  - imageferry.glance._transfer
+  - imageferry.glance._controller
+  - imageferry.glance._attributes
+  - imageferry.glance._attributes.cloud
+attributes:
+  check_mode:
+    support: partial
+    details:
+      - An idle disk is read and compared, as in a real run. That of a running guest is not, and taken for changed.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  async:
+    support: none
+    details:
+      - The controller has work to do after the host's. The task shows its progress by itself.
+"""
+
+EXAMPLES = r"""
+- name: Keep today's disk as an image
+  imageferry.glance.glance_image_export:
+    cloud: prod
+    path: /var/lib/libvirt/images/web01.qcow2
+    name: web01-golden
+    format: qcow2
+    compress: zstd
+
+- name: Keep the disks of a running guest as they are at one moment
+  imageferry.glance.glance_image_export:
+    cloud: prod
+    domain: db01
+    disks:
+      - { disk: vda, name: db01-system }
+      - { disk: vdb, name: db01-data }
+    format: qcow2
+    visibility: private
+
+- name: Make a public image of a logical volume, beside the one of last month
+  imageferry.glance.glance_image_export:
+    cloud: prod
+    vg: vg0
+    lv: template
+    source_format: raw
+    name: debian-12
+    format: qcow2
+    visibility: public
+    properties:
+      os_distro: debian
+    on_existing: new
+"""
+
+RETURN = r"""
+msg:
+  description: What was done, and why.
+  returned: always
+  type: str
+  sample: "Exported: there was no image web01-golden."
+error:
+  description: Stable code of the error's cause.
+  returned: failure
+  type: str
+  sample: volume_in_use
+image:
+  description: The image, with Glance's own fields; what they will be in check mode. Of the first of several disks.
+  returned: success
+  type: dict
+volume:
+  description: The disk, its C(label), C(path), C(format), C(virtual_size) in bytes, and whether it is C(live).
+  returned: success
+  type: dict
+transfer:
+  description: What was moved, of the first of several disks.
+  returned: when bytes were moved
+  type: dict
+  contains:
+    bytes:
+      description: Bytes that went over the network.
+      type: int
+    zero_bytes:
+      description: Bytes of the disk that are zeros, and were not sent.
+      type: int
+    spooled_bytes:
+      description: Bytes that were kept in O(spool_dir) meanwhile.
+      type: int
+    seconds:
+      description: Seconds that it took.
+      type: float
+    rate:
+      description: Bytes a second.
+      type: int
+    quiesced:
+      description: Whether a running guest's file systems were frozen at the moment that the export is of.
+      type: bool
+disks:
+  description: For each of O(disks) its C(disk), C(msg), C(changed), C(image), C(volume) and C(transfer).
+  returned: success, with O(disks)
+  type: list
+  elements: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.imageferry.glance.plugins.module_utils._arguments import EXPORT_RULES, export_spec
+from ansible_collections.imageferry.glance.plugins.module_utils._export.task import export_task
+from ansible_collections.imageferry.glance.plugins.module_utils._module import run_module
+
+
+def main() -> None:
+    module = AnsibleModule(export_spec(), supports_check_mode=True, **EXPORT_RULES)
+    run_module(module, lambda: export_task(module))
+
+
+if __name__ == "__main__":
+    main()
