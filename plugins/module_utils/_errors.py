@@ -197,6 +197,41 @@ class DamagedImage(FerryError):
     remedy = "Upload the image again from its source."
 
 
+class ImageExists(FerryError):
+    """An image of this name is there already, with other content."""
+
+    code = "image_exists"
+    remedy = "Set 'on_existing: replace' to put the new one in its place, or choose another name."
+
+
+class ProtectedImage(FerryError):
+    """The image is protected against deletion."""
+
+    code = "image_protected"
+    remedy = "Set 'unprotect: true' if it is to go all the same."
+
+
+class ImageConflict(FerryError):
+    """The image is in a state in which this cannot be done to it."""
+
+    code = "image_conflict"
+    remedy = "See whether somebody else changes, uploads or uses the image, and run again after that."
+
+
+class QuotaExceeded(FerryError):
+    """The project's quota in Glance, or a limit of Glance's own, does not allow it."""
+
+    code = "quota_exceeded"
+    remedy = "Remove images that are no longer needed, or ask for a higher quota; glance_provider_info shows it."
+
+
+class ImportFailed(FerryError):
+    """Glance could not bring the image to where it was told to."""
+
+    code = "import_failed"
+    remedy = "See that Glance itself may reach the address or the store; its log names the cause."
+
+
 # --- the transfer ------------------------------------------------------------------------------------------------
 
 

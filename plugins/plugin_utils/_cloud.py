@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html
+import re
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
@@ -16,15 +18,30 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     CloudNotFound,
     ConnectionRefused,
     ConnectionTimedOut,
+    FerryError,
+    FormatMismatch,
+    ImageConflict,
     ImageNotFound,
     InvalidOption,
     MissingDependency,
     NoImageService,
+    QuotaExceeded,
     TlsUntrusted,
     describe_cause,
 )
 
 _API_TIMEOUT = 60
+_LONGEST_REASON = 16 * 1024
+_PATCH = "application/openstack-images-v2.1-json-patch"
+_REFUSALS: dict[int, type[FerryError]] = {
+    401: AccessDenied,
+    403: AccessDenied,
+    404: ImageNotFound,
+    409: ImageConflict,
+    410: ImageNotFound,
+    413: QuotaExceeded,
+    415: FormatMismatch,
+}
 _OPTIONS = {
     "auth": "auth",
     "auth_type": "auth_type",
@@ -146,10 +163,29 @@ class Cloud:
 
         :raises FerryError: it was refused or could not be asked.
         """
-        response = self.ask("GET", path, **options)
+        return self._demand("GET", path, **options)
+
+    def post(self, path: str, **options: t.Any) -> t.Any:
+        """Glance's answer to POST C(path), as L(get)."""
+        return self._demand("POST", path, **options)
+
+    def patch(self, path: str, changes: list[dict[str, t.Any]]) -> t.Any:
+        """Glance's answer to a JSON patch of an image (Image API v2, "Update image"), as L(get)."""
+        return self._demand("PATCH", path, json=changes, headers={"Content-Type": _PATCH})
+
+    def put(self, path: str, **options: t.Any) -> t.Any:
+        """Glance's answer to PUT C(path), as L(get)."""
+        return self._demand("PUT", path, **options)
+
+    def delete(self, path: str, **options: t.Any) -> t.Any:
+        """Glance's answer to DELETE C(path), as L(get)."""
+        return self._demand("DELETE", path, **options)
+
+    def _demand(self, method: str, path: str, **options: t.Any) -> t.Any:
+        response = self.ask(method, path, **options)
         if response.status_code >= 400:
-            response.close()
-            raise _refusal(response, path)
+            with response:
+                raise _refusal(response, method, path)
         return response
 
 
@@ -207,14 +243,29 @@ def _cloud_errors() -> t.Iterator[None]:
         raise CloudError(_sentence(err)) from err
 
 
-def _sentence(err: Exception) -> str:
+def _sentence(err: Exception | str) -> str:
     text = " ".join(str(err).split())
     return text if text.endswith(".") else f"{text}."
 
 
-def _refusal(response: t.Any, path: str) -> Exception:
+def _refusal(response: t.Any, method: str, path: str) -> FerryError:
+    """The error that an answer of Glance is, with the reason that Glance gives."""
     request = response.headers.get("x-openstack-request-id", "unknown")
-    said = f"Glance answered {response.status_code} {response.reason} to GET {path} (request {request})."
-    if response.status_code == 404:
-        return ImageNotFound(said)
-    return AccessDenied(said) if response.status_code in (401, 403) else CloudError(said)
+    answered = f"Glance answered {response.status_code} {response.reason} to {method} {path} (request {request})"
+    reason = _reason(response)
+    said = f"{answered}: {reason}" if reason else f"{answered}."
+    return _REFUSALS.get(response.status_code, CloudError)(said)
+
+
+def _reason(response: t.Any) -> str:
+    """What an answer says beside its status: Glance writes it below a heading, in HTML."""
+    size = response.headers.get("Content-Length", "")
+    if not size.isdigit() or int(size) > _LONGEST_REASON:
+        return ""
+    try:
+        text = response.text
+    except OSError:  # the connection broke; requests' errors are of this kind
+        return ""
+    below = re.sub(r".*</h1>|<[^>]*>", " ", text, flags=re.DOTALL)
+    words = " ".join(html.unescape(below).split())
+    return _sentence(words) if words else ""

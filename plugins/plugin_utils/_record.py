@@ -1,0 +1,200 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Making, changing and removing the records of images in Glance."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import typing as t
+from dataclasses import replace
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    FerryError,
+    ImageConflict,
+    ImageNotFound,
+    ImageNotReady,
+    ProtectedImage,
+)
+from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue import list_images
+from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, Update, plan_update
+
+_UNFINISHED = ("queued", "saving", "uploading", "importing")
+_FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
+
+
+def create(
+    cloud: Cloud,
+    spec: ImageSpec,
+    image_id: str | None = None,
+    extra_properties: t.Mapping[str, str] | None = None,
+) -> Image:
+    """A new, queued image: a draft, that nobody else sees, and that can be removed, until L(publish).
+
+    :param image_id: its id; Glance chooses one by default.
+    :param extra_properties: what it has until it is published, such as a mark to find what was left unfinished.
+    :raises FerryError: see L(Cloud.get); L(ImageConflict) where the id is taken.
+    """
+    properties = {name: text for name, text in spec.properties.items() if text is not None}
+    draft = {**spec.fields(), "visibility": "private", "protected": False, "os_hidden": True}
+    body = {**properties, **(extra_properties or {}), **draft, "tags": sorted(set(spec.tags or ()))}
+    if image_id is not None:
+        body["id"] = image_id
+    image: Image = cloud.post("/images", json=body).json()
+    return image
+
+
+def publish(cloud: Cloud, image: Image, spec: ImageSpec, drop: t.Iterable[str] = ()) -> Image:
+    """Makes a draft that has its bytes what V(spec) says; without a word on it, shared with nobody yet, as Glance does.
+
+    :param drop: the properties that only a draft has.
+    """
+    visible = replace(
+        spec,
+        visibility=spec.visibility or "shared",
+        protected=bool(spec.protected),
+        hidden=bool(spec.hidden),
+        properties={**spec.properties, **{name: None for name in drop if name in image}},
+    )
+    return apply(cloud, image, plan_update(image, visible))
+
+
+def show(cloud: Cloud, image_id: str) -> Image:
+    """The image as it is now.
+
+    :raises ImageNotFound: it is gone.
+    """
+    image: Image = cloud.get(f"/images/{image_id}").json()
+    return image
+
+
+def members(cloud: Cloud, image: Image) -> list[str]:
+    """The ids of the projects that an image is shared with; only its owner may know."""
+    if image["visibility"] != "shared":
+        return []
+    return [member["member_id"] for member in cloud.get(f"/images/{image['id']}/members").json()["members"]]
+
+
+def apply(cloud: Cloud, image: Image, update: Update) -> Image:
+    """Makes the image's record say what it is to say, and returns it.
+
+    :raises FerryError: Glance refuses; what was changed until then stays so.
+    """
+    path = f"/images/{image['id']}"
+    if update.patch:
+        cloud.patch(path, update.patch)
+    joining = set(update.joining)
+    if joining and update.before["visibility"] != "shared":  # it may have been shared before, and still have members
+        joining -= set(members(cloud, show(cloud, image["id"])))
+    for member in sorted(joining):
+        cloud.post(f"{path}/members", json={"member": member})
+    for member in update.leaving:
+        with contextlib.suppress(ImageNotFound):
+            cloud.delete(f"{path}/members/{member}")
+    if update.action:
+        cloud.post(f"{path}/actions/{update.action}")
+    return show(cloud, image["id"])
+
+
+def check_removable(image: Image, unprotect: bool) -> None:
+    """Does nothing for an image that L(delete) would remove.
+
+    :raises ProtectedImage: it is protected.
+    """
+    if image["protected"] and not unprotect:
+        raise ProtectedImage(f"The image '{image['name']}' ({image['id']}) is protected.")
+
+
+def delete(cloud: Cloud, image: Image, unprotect: bool = False) -> bool:
+    """Removes the image; false when it was gone already.
+
+    :param unprotect: whether to remove one that is protected.
+    :raises ProtectedImage: it is protected.
+    :raises FerryError: Glance refuses, as it is in use; it is protected again then.
+    """
+    path = f"/images/{image['id']}"
+    check_removable(image, unprotect)
+    try:
+        if image["protected"]:
+            cloud.patch(path, _protection(False))
+        cloud.delete(path)
+    except ImageNotFound:
+        return False
+    except FerryError:
+        if image["protected"]:
+            with contextlib.suppress(FerryError):
+                cloud.patch(path, _protection(True))
+        raise
+    return True
+
+
+def _protection(protected: bool) -> list[dict[str, t.Any]]:
+    return [{"op": "replace", "path": "/protected", "value": protected}]
+
+
+def discard(cloud: Cloud, image: Image) -> None:
+    """Removes a draft after an error, which must not be hidden by one of this."""
+    with contextlib.suppress(FerryError):
+        delete(cloud, show(cloud, image["id"]), unprotect=True)
+
+
+def own_project(cloud: Cloud) -> str | None:
+    """The id of the project that this session works in; None without authentication."""
+    project_id: str | None = cloud.identity().get("project", {}).get("id")
+    return project_id
+
+
+def own_images(cloud: Cloud, query: t.Mapping[str, t.Any]) -> list[Image]:
+    """The images of this session's own project that match Glance's own C(query), hidden ones too."""
+    owner = own_project(cloud)
+    asked = {**query, "owner": owner} if owner else dict(query)
+    found = [image for choice in ("false", "true") for image in list_images(cloud, {**asked, "os_hidden": choice})]
+    return [image for image in found if owner in (None, image["owner"])]
+
+
+def leftovers(cloud: Cloud, marker_property: str, value: str) -> list[Image]:
+    """The images of this session's own project without all their bytes that have this property with this value.
+
+    One that is C(saving) may still be uploaded by somebody; Glance makes it C(queued) once that has failed.
+    """
+    query = {marker_property: value, "status": "in:" + ",".join(_UNFINISHED)}
+    return [
+        image
+        for image in own_images(cloud, query)
+        if image["status"] in _UNFINISHED and image.get(marker_property) == value
+    ]
+
+
+def wait_for(
+    cloud: Cloud,
+    image_id: str,
+    statuses: t.Container[str],
+    timeout: float,
+    on_progress: t.Callable[[Image], None] = lambda image: None,
+) -> Image:
+    """The image as soon as it has one of these statuses.
+
+    :param timeout: seconds.
+    :param on_progress: called with the image each time that it was looked at; may raise an error of its own.
+    :raises ImageNotReady: it took longer.
+    :raises ImageConflict: somebody has removed it.
+    """
+    deadline = time.monotonic() + timeout
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            image = show(cloud, image_id)
+        except ImageNotFound as err:
+            raise ImageConflict(f"The image {image_id} was removed while it was waited for.") from err
+        on_progress(image)
+        if image["status"] in statuses:
+            return image
+        if time.monotonic() + wait > deadline:
+            raise ImageNotReady(
+                f"The image '{image['name']}' ({image_id}) is still {image['status']} after {timeout:.0f} seconds.",
+                "Raise 'timeout', or see Glance's log for what holds it up.",
+            )
+        time.sleep(wait)
+        wait = min(wait * 1.5, _LONGEST_WAIT)
