@@ -28,6 +28,11 @@ class FerryAction(ActionBase):  # type: ignore[misc]
             result.update(err.result(), failed=True, changed=False)
         return result
 
+    @property
+    def is_check(self) -> bool:
+        """Whether the task only says what it would do."""
+        return bool(self._task.check_mode)
+
     def work(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The plugin's own part; returns the task's result.
 

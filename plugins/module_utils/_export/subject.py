@@ -23,7 +23,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import Link
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
-from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.backup import LiveDisk, backup
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.backup import Backup, LiveDisk, backup
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import (
     GuestDisk,
     find_guest,
@@ -31,6 +31,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests 
     find_guests,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.client import NbdDisk
+from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import FlatDisk
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.server import Layer, served
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
@@ -162,25 +163,34 @@ def _snapshot(volume: Volume, disk: Disk, rules: Rules, running: GuestDisk | Non
     raise InvalidOption(f"{volume.label} has no snapshot '{rules.snapshot}'.", f"Set 'snapshot' to one of: {names}.")
 
 
+class Opened(t.NamedTuple):
+    """A disk that can be read.
+
+    :param quiesced: whether it is of a moment at which a running guest's file systems were frozen.
+    """
+
+    flat: FlatDisk
+    quiesced: bool
+
+
 @contextlib.contextmanager
-def opened_flat(found: t.Sequence[Subject], rules: Rules, connection: t.Any) -> t.Iterator[list[NbdDisk]]:
+def opened_flat(found: t.Sequence[Subject], rules: Rules, connection: t.Any) -> t.Iterator[list[Opened]]:
     """The disks, each as one flat stream that does not change; those of a running guest are of the same moment.
 
     :raises FerryError: one cannot be opened.
     """
     with contextlib.ExitStack() as opened:
         running = [subject for subject in found if subject.guest is not None]
-        socket = ""
+        held = Backup("", quiesced=False)
         if running and running[0].guest is not None:
             domain = find_guest(connection, running[0].guest.guest)
             live = [LiveDisk(_target(subject), subject.volume.path) for subject in running]
-            socket = opened.enter_context(backup(domain, live, rules.quiesce, rules.scratch_dir)).socket
-        yield [
-            opened.enter_context(
-                NbdDisk(socket, _target(subject), subject.volume.label) if subject.guest else _served(subject)
-            )
-            for subject in found
-        ]
+            held = opened.enter_context(backup(domain, live, rules.quiesce, rules.scratch_dir))
+        disks = []
+        for subject in found:
+            disk = NbdDisk(held.socket, _target(subject), subject.volume.label) if subject.guest else _served(subject)
+            disks.append(Opened(opened.enter_context(disk), held.quiesced and subject.guest is not None))
+        yield disks
 
 
 def _target(subject: Subject) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing as t
 import urllib.parse
 
@@ -25,8 +24,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.plan imp
     make_plan,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
-from ansible_collections.imageferry.glance.plugins.module_utils._module import hide_headers, mode_of_new_file
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_rate, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._module import (
+    hide_headers,
+    http_options,
+    mode_of_new_file,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, public_url
@@ -55,15 +58,9 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     """
     params = module.params
     control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
-    options = HttpOptions(
+    options = dataclasses.replace(
+        http_options(module, control.tokens),
         headers=hide_headers(module),
-        token=params["_token"],
-        tokens=control.tokens,
-        verify=_certificates(module),
-        client_cert=_client_certificate(module),
-        timeout=params["timeout"],
-        retries=params["retries"],
-        rate_limit=parse_rate(params["rate_limit"], "rate_limit"),
         connections=parse_connections(params["connections"]),
     )
     try:
@@ -78,37 +75,6 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
             return _result(module, request, volume, plan, received)
     finally:
         control.close()
-
-
-def _certificates(module: AnsibleModule) -> bool | str:
-    """How to check the server's certificate: a cloud's CA certificates come as text, as their file is elsewhere."""
-    if module.params["validate_certs"] is False:
-        return False
-    return _private_file(module, "_ca_data") or _file_on_host(module, "ca_cert") or True
-
-
-def _client_certificate(module: AnsibleModule) -> str | tuple[str, str] | None:
-    """The files of the client certificate and its key, or of both."""
-    cert = _private_file(module, "_client_cert") or _file_on_host(module, "client_cert")
-    key = _private_file(module, "_client_key") or _file_on_host(module, "client_key")
-    return (cert, key) if cert and key else cert
-
-
-def _private_file(module: AnsibleModule, option: str) -> str | None:
-    """The text of an option in a file that only this user can read, gone with the module."""
-    if not module.params[option]:
-        return None
-    path = os.path.join(module.tmpdir, f"{option}.pem")
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(module.params[option])
-    return path
-
-
-def _file_on_host(module: AnsibleModule, option: str) -> str | None:
-    path: str | None = module.params[option]
-    if path is not None and not os.access(path, os.R_OK):
-        raise InvalidOption(f"'{option}: {path}' cannot be read on this host.")
-    return path
 
 
 def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:

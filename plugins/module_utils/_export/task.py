@@ -1,0 +1,136 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The data plane of glance_image_export: what the disks are, and later their way to Glance."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import SourceChanged
+from ansible_collections.imageferry.glance.plugins.module_utils._export.body import ImageForm, make_body
+from ansible_collections.imageferry.glance.plugins.module_utils._export.recollection import Recollection
+from ansible_collections.imageferry.glance.plugins.module_utils._export.subject import (
+    Opened,
+    Rules,
+    Subject,
+    opened_flat,
+    subjects,
+)
+from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
+from ansible_collections.imageferry.glance.plugins.module_utils._image.content import ContentHasher, survey
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
+from ansible_collections.imageferry.glance.plugins.module_utils._module import http_options
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import upload
+
+
+def export_task(module: AnsibleModule) -> dict[str, t.Any]:
+    """Says what the disks are, and where C(_images) says where to, brings them there; returns what the controller asks.
+
+    :raises FerryError: it failed.
+    """
+    params = module.params
+    control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
+    names = ("source_format", "snapshot", "flatten", "live", "quiesce", "scratch_dir")
+    rules = Rules(**{name: params[name] for name in names})
+    try:
+        with contextlib.ExitStack() as held:
+            connection = held.enter_context(connected())
+            found = held.enter_context(subjects(params, rules, connection))
+            for subject in found:
+                held.enter_context(subject.volume.locked(params["lock_timeout"]))
+            if params["_images"] is None:
+                return {"changed": False, "disks": [_describe(params, subject, rules, control) for subject in found]}
+            options = http_options(module, control.tokens)
+            with opened_flat(found, rules, connection) as disks:
+                pushed = [_push(params, subject, disk, options, control) for subject, disk in zip(found, disks)]
+            return {"changed": True, "disks": pushed}
+    finally:
+        control.close()
+
+
+def _describe(
+    params: dict[str, t.Any], subject: Subject, rules: Rules, control: Control | SilentControl
+) -> dict[str, t.Any]:
+    """What the controller needs to know to decide what is to be done."""
+    known = params["_known"].get(subject.name)
+    identity = _identity(params, subject, rules, control) if known and subject.guest is None else None
+    held = subject.disk.provenance
+    image_format = subject.disk.format if params["format"] == "keep" else params["format"]
+    _form(params, image_format).check()
+    return {
+        "disk": subject.name,
+        "key": subject.key,
+        "image_format": image_format,
+        "identity": identity,
+        "virtual_size": subject.virtual_size,
+        "metadata": (held.metadata if held else None) or {},
+        "volume": {**subject.volume.describe(), "label": subject.volume.label, "format": subject.disk.format,
+                   "virtual_size": subject.virtual_size, "live": subject.guest is not None},
+    }  # fmt: skip
+
+
+def _identity(params: dict[str, t.Any], subject: Subject, rules: Rules, control: Control | SilentControl) -> str:
+    """The content of an idle disk, read unless it is remembered."""
+    recollection = Recollection(_memory_key(subject), subject.stamp())
+    identity = None if params["reread"] else recollection.identity()
+    if identity is None:
+        with opened_flat([subject], rules, None) as [disk]:
+            size = disk.flat.size
+            identity = survey(disk.flat, lambda position: control.advance(position, size)).identity
+        _check_unchanged(subject, recollection)
+        recollection.keep(identity)
+    return identity
+
+
+def _push(
+    params: dict[str, t.Any],
+    subject: Subject,
+    disk: Opened,
+    options: HttpOptions,
+    control: Control | SilentControl,
+) -> dict[str, t.Any]:
+    """Brings one disk to where the controller says, unless its content is there already."""
+    image, flat = params["_images"][subject.name], disk.flat
+    told = {"disk": subject.name, "virtual_size": flat.size, "quiesced": disk.quiesced}
+    recollection = Recollection(_memory_key(subject), subject.stamp())
+
+    def read(position: int) -> None:
+        control.advance(position, flat.size)
+
+    data, looked = DataMap.of(flat), None
+    if (subject.guest and image["known"]) or data.data_bytes >= flat.size:  # storage that knows no holes may have some
+        looked = survey(flat, read)
+        if looked.identity in image["known"]:
+            return {**told, "identity": looked.identity, "transfer": None}
+        data = looked.data
+    hasher = ContentHasher(flat.size)
+    with make_body(flat, data, _form(params, image["format"]), hasher, read) as body:
+        sent = upload(body, image["url"], options, control)
+        spooled = body.length if params["compress"] else 0
+    if looked is not None and looked.identity != hasher.identity:
+        raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
+    if subject.guest is None:
+        _check_unchanged(subject, recollection)
+        recollection.keep(hasher.identity)
+    transfer = {**sent.to_dict(), "zero_bytes": flat.size - data.data_bytes, "spooled_bytes": spooled}
+    return {**told, "identity": hasher.identity, "transfer": transfer, "digests": sent.digests}
+
+
+def _form(params: dict[str, t.Any], image_format: str) -> ImageForm:
+    cluster_size = parse_size(params["cluster_size"], "cluster_size")
+    return ImageForm(image_format, params["compat"], cluster_size, params["compress"], params["spool_dir"])
+
+
+def _check_unchanged(subject: Subject, recollection: Recollection) -> None:
+    if not recollection.is_of(subject.stamp()):
+        raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
+
+
+def _memory_key(subject: Subject) -> str:
+    return f"{subject.key}-{subject.snapshot_id}" if subject.snapshot_id else subject.key

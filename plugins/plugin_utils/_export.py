@@ -1,0 +1,177 @@
+# Copyright (c) 2026, ImageFerry contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What becomes of a disk's image in Glance: which one there holds the content, what a new one is to say, what retires."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import replace
+
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageConflict, ImageExists
+from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
+from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import (
+    Image,
+    ImageSpec,
+    Update,
+    describe,
+    plan_update,
+)
+
+CONTENT = "imageferry_content"
+"""The property that an image's content is told by, whatever its format."""
+
+_DRAFT_OF = "imageferry_export"  # the disk that a draft is to hold; only a draft has it
+_GIB = 1024**3
+_FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
+
+
+class Surveyed(t.NamedTuple):
+    """A disk as its host has found it.
+
+    :param disk: its name among several, or nothing.
+    :param key: what tells it from all others, also at the next run.
+    :param image_format: what its image will be.
+    :param identity: of its content; None where it was not asked, or is only seen while it is exported.
+    :param virtual_size: in bytes; None where it is not known yet.
+    :param metadata: what Glance knew of the image that it came from.
+    :param volume: what there is to say of it.
+    """
+
+    disk: str
+    key: str
+    image_format: str
+    identity: str | None
+    virtual_size: int | None
+    metadata: dict[str, t.Any]
+    volume: dict[str, t.Any]
+
+
+class Export:
+    """One disk's way to an image.
+
+    :param cloud: where it goes.
+    :param name: the image's.
+    :param params: the options of the task.
+    """
+
+    def __init__(self, cloud: Cloud, name: str, params: t.Mapping[str, t.Any]) -> None:
+        self.name = name
+        self._cloud = cloud
+        self._params = params
+        self._draft: Image | None = None
+        named = _record.own_images(cloud, {"name": name, "status": "active", "sort": "created_at:desc"})
+        self._present = [image for image in named if image["status"] == "active" and image["name"] == name]
+
+    @property
+    def known(self) -> list[str]:
+        """The contents that images of this name have."""
+        return [image[CONTENT] for image in self._present if image.get(CONTENT)]
+
+    def decide(self, surveyed: Surveyed) -> Update | None:
+        """What has to be changed of the image that holds the content already; None when a new one is needed.
+
+        :raises ImageExists, ProtectedImage: a new one is, and there is one that must not go for it.
+        """
+        if surveyed.identity in self.known and surveyed.identity is not None:
+            return self._update(surveyed.identity, surveyed)
+        if self._present and self._params["on_existing"] == "fail":
+            raise ImageExists(f"The image '{self.name}' ({self._present[0]['id']}) has another content.")
+        for image in self._retiring:
+            _record.check_removable(image, unprotect=False)
+        return None
+
+    def settle(self, identity: str, surveyed: Surveyed) -> tuple[Image, Update]:
+        """Brings the image that holds the content up to date; what it was before is in the update."""
+        update = self._update(identity, surveyed)
+        return _record.apply(self._cloud, self.holding(identity), update), update
+
+    def holding(self, identity: str) -> Image:
+        """The newest image that holds the content."""
+        return next(image for image in self._present if image.get(CONTENT) == identity)
+
+    def _update(self, identity: str, surveyed: Surveyed) -> Update:
+        image = self.holding(identity)
+        return plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
+
+    @property
+    def _retiring(self) -> list[Image]:
+        return self._present if self._params["on_existing"] == "replace" else []
+
+    def draft(self, surveyed: Surveyed) -> Image:
+        """A queued image for the disk; those that killed exports of it have left are removed first."""
+        for left in _record.leftovers(self._cloud, _DRAFT_OF, surveyed.key):
+            _record.discard(self._cloud, left)
+        spec, mark = self._spec(surveyed), {_DRAFT_OF: surveyed.key}
+        self._draft = _record.create(self._cloud, spec, self._params["id"], mark)
+        return self._draft
+
+    def publish(self, identity: str, surveyed: Surveyed, check: t.Callable[[Image], None]) -> Image:
+        """Shows the image that the draft has become, and removes what it replaces.
+
+        :param check: raises an error if Glance has not got what was sent.
+        """
+        if self._draft is None:
+            raise ImageConflict(f"No image was made for {surveyed.volume['label']}.")
+        stored = _record.show(self._cloud, self._draft["id"])
+        if stored["status"] != "active":
+            raise ImageConflict(f"The image '{self.name}' ({stored['id']}) is {stored['status']}, not active.")
+        check(stored)
+        spec = self._spec(surveyed)
+        spec = replace(spec, properties={**spec.properties, CONTENT: identity})
+        image = _record.publish(self._cloud, stored, spec, drop=(_DRAFT_OF,))
+        self._draft = None
+        for old in self._retiring:
+            _record.delete(self._cloud, old)
+        return image
+
+    def discard(self) -> None:
+        """Leaves nothing behind of an image that was not published."""
+        if self._draft is not None:
+            _record.discard(self._cloud, self._draft)
+            self._draft = None
+
+    def reason(self) -> str:
+        """Why a new image is needed, in words."""
+        return f"'{self.name}' has another content" if self._present else f"there is no image '{self.name}'"
+
+    def predicted(self, surveyed: Surveyed) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+        """What is said of the image that is there, and of the one that will be."""
+        old = self._present[0] if self._present else None
+        before = _lasting(describe(old, _record.members(self._cloud, old))) if old is not None else {}
+        blank = {**describe({"tags": []}), "visibility": "shared", "protected": False, "os_hidden": False}
+        after = self._spec(surveyed).apply_to({**blank, "min_ram": 0})
+        after["properties"] = {**after["properties"], CONTENT: surveyed.identity or "as exported"}
+        return before, _lasting(after)
+
+    def _spec(self, surveyed: Surveyed, present: Image | None = None) -> ImageSpec:
+        """What the image is to say.
+
+        :param present: the image, when it is there and keeps its format.
+        """
+        params = self._params
+        inherited = surveyed.metadata if params["keep_metadata"] else {}
+        properties = {name: value for name, value in inherited.items() if _is_inherited(name, value)}
+        needed = -(-(surveyed.virtual_size or 0) // _GIB)
+        return ImageSpec(
+            name=self.name,
+            disk_format=None if present else surveyed.image_format,
+            container_format=None if present else params["container_format"],
+            visibility=params["visibility"],
+            protected=params["protected"],
+            hidden=params["hidden"],
+            tags=params["tags"] if params["tags"] is not None else inherited.get("tags"),
+            properties={**properties, **(params["properties"] or {})},
+            min_disk=params["min_disk"] if params["min_disk"] is not None else needed,
+            min_ram=params["min_ram"] if params["min_ram"] is not None else inherited.get("min_ram"),
+            members=params["members"],
+        )
+
+
+def _is_inherited(name: str, value: t.Any) -> bool:
+    return isinstance(value, str) and not name.startswith(("os_glance_", "imageferry_"))
+
+
+def _lasting(described: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {name: value for name, value in described.items() if name not in _FLEETING}
