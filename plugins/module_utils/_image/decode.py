@@ -62,13 +62,13 @@ def check_streamable(head: bytes) -> None:
     """Refuses what L(Qcow2Decoder) cannot do, before anything is written.
 
     :param head: the first 64 KiB of a qcow2.
-    :raises NotStreamable: its L1 table is too large, or it is compressed in a way that Python lacks here.
+    :raises NotStreamable: its L1 table is too large, or it is compressed in a way that this host cannot expand.
     """
     header = Qcow2Header.parse(head)
     if header.l1_size > _MOST_L1_ENTRIES:
         raise NotStreamable(f"its L1 table has {header.l1_size} entries")
     if find_expander(header.compression_type) is None:
-        raise NotStreamable("it is compressed with zstd, and Python has neither compression.zstd nor zstandard here")
+        raise NotStreamable("it is compressed with zstd, and this host has no libzstd")
 
 
 class Qcow2Decoder:

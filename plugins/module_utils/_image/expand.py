@@ -9,21 +9,21 @@ import typing as t
 import zlib
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage
+from ansible_collections.imageferry.glance.plugins.module_utils._image.zstd import ZstdError, expand_frame, is_available
 
 Expand = t.Callable[[bytes, int], tuple[bytes, int]]
 """Expands the cluster that begins the bytes, to so many bytes; returns it and how many bytes were used."""
 
 _ZLIB, _ZSTD = 0, 1  # the values of the header's compression_type
 _ZLIB_WINDOW = -12  # raw deflate with a window of 4 KiB, as block/qcow2-threads.c has it
-_ZSTD_WINDOW = 1 << 23
 
 
 def find_expander(compression_type: int) -> Expand | None:
-    """What expands the clusters of a qcow2 with this type of compression; None when Python cannot here."""
+    """What expands the clusters of a qcow2 with this type of compression; None when this host cannot."""
     if compression_type == _ZLIB:
         return _expand_zlib
     if compression_type == _ZSTD:
-        return _zstd_of_python() or _zstd_of_zstandard()
+        return _expand_zstd if is_available() else None
     return None
 
 
@@ -36,42 +36,12 @@ def _expand_zlib(data: bytes, size: int) -> tuple[bytes, int]:
     return _whole(cluster, size), len(data) - len(inflater.unused_data) - len(inflater.unconsumed_tail)
 
 
-def _zstd_of_python() -> Expand | None:
+def _expand_zstd(data: bytes, size: int) -> tuple[bytes, int]:
     try:
-        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14 and later
-    except ImportError:
-        return None
-
-    def expand(data: bytes, size: int) -> tuple[bytes, int]:
-        decompressor = zstd.ZstdDecompressor()
-        try:
-            cluster = decompressor.decompress(data, size + 1)
-        except zstd.ZstdError as err:
-            raise _damaged() from err
-        return _whole(cluster, size), len(data) - len(decompressor.unused_data)
-
-    return expand
-
-
-def _zstd_of_zstandard() -> Expand | None:
-    try:
-        import zstandard  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-
-    def expand(data: bytes, size: int) -> tuple[bytes, int]:
-        context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-        try:
-            with context.stream_reader(data) as reader:
-                cluster = _whole(reader.read(size + 1), size)
-            # Only this one says where a frame ends, and it has no limit: it comes second.
-            frame = context.decompressobj()
-            frame.decompress(data)
-        except zstandard.ZstdError as err:
-            raise _damaged() from err
-        return cluster, len(data) - len(frame.unused_data)
-
-    return expand
+        cluster, used = expand_frame(data, size)
+    except ZstdError as err:
+        raise _damaged() from err
+    return _whole(cluster, size), used
 
 
 def _whole(cluster: bytes, size: int) -> bytes:

@@ -19,17 +19,30 @@ class Holes(t.NamedTuple):
 
 
 def find_holes(fd: int) -> Holes:
-    """Asks the file system (lseek(2), SEEK_DATA and SEEK_HOLE) about the open file C(fd); a device has no holes."""
+    """Counts them in the open file C(fd); a device has no holes."""
     size = os.lseek(fd, 0, os.SEEK_END)
-    position = data = extents = 0
+    data = extents = 0
+    for start, end in data_runs(fd, size):
+        data += end - start
+        extents += 1
+    return Holes(data, size - data, extents)
+
+
+def data_runs(fd: int, size: int) -> t.Iterator[tuple[int, int]]:
+    """Asks the file system (lseek(2), SEEK_DATA and SEEK_HOLE) about the first C(size) bytes of the open file C(fd).
+
+    :returns: the offsets of the first byte of each run of data, and of the first one after it; where nobody knows, as
+        on a block device, it is one run.
+    """
+    position = 0
     while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_DATA)
         except OSError as err:
-            if err.errno == errno.ENXIO:  # only a hole is left
-                break
-            return Holes(size, 0, 1)  # a block device, or a file system that does not know
-        position = os.lseek(fd, start, os.SEEK_HOLE)
-        data += position - start
-        extents += 1
-    return Holes(data, size - data, extents)
+            if err.errno != errno.ENXIO:  # more than a hole is left
+                yield position, size
+            return
+        if start >= size:
+            return
+        position = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        yield start, position
