@@ -135,7 +135,7 @@ options:
     type: list
     elements: str
   store:
-    description: The store of Glance that the image goes to, one of those that M(imageferry.glance.glance_provider_info) lists.
+    description: The store of Glance that the image goes to, as M(imageferry.glance.glance_provider_info) lists them.
     type: str
   keep_metadata:
     description:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What becomes of a disk's image in Glance: which one there holds the content, what a new one is to say, what retires."""
+"""A disk's image in Glance: which one holds the content already, what a new one is to say, and what goes for it."""
 
 from __future__ import annotations
 
@@ -163,7 +163,9 @@ class Export:
             hidden=params["hidden"],
             tags=params["tags"] if params["tags"] is not None else inherited.get("tags"),
             properties={**properties, **(params["properties"] or {})},
-            min_disk=params["min_disk"] if params["min_disk"] is not None else needed,
+            min_disk=params["min_disk"]
+            if params["min_disk"] is not None
+            else max(needed, inherited.get("min_disk") or 0),
             min_ram=params["min_ram"] if params["min_ram"] is not None else inherited.get("min_ram"),
             members=params["members"],
         )

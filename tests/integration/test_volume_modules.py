@@ -8,11 +8,9 @@ import hashlib
 import http.server
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import types
 from pathlib import Path
@@ -21,9 +19,7 @@ import ansible
 import ansible_collections.imageferry.glance as collection
 import pytest
 import yaml
-from conftest import MIB, Playbook, wait_for
-
-HOST_PYTHON = "/usr/bin/python3"  # the distribution's, which its python3-libvirt goes with
+from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virsh
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +59,6 @@ def web(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield types.SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-
-
-def qemu_img(*arguments):
-    return subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
 
 
 def virtual_size(path, image_format):
@@ -353,67 +345,6 @@ def test_damage_is_found(play, tmp_path):
 
 
 # --- running guests ----------------------------------------------------------------------------------------------
-
-
-def virsh(*arguments, check=True):
-    command = ["virsh", "-q", "-c", "qemu:///system", *map(str, arguments)]
-    return subprocess.run(command, check=check, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="session")
-def libvirt():
-    """A libvirt that runs, for the tests alone where none did."""
-    if not shutil.which("libvirtd") or not shutil.which("virsh"):
-        pytest.skip("libvirt is not installed")
-    if subprocess.run([HOST_PYTHON, "-c", "import libvirt"], capture_output=True, check=False).returncode:
-        pytest.skip("python3-libvirt is not installed")
-    started = []
-    if virsh("version", check=False).returncode:
-        if os.geteuid() != 0:
-            pytest.skip("libvirt does not run, and starting it needs root")
-        started = [subprocess.Popen([program], stderr=subprocess.DEVNULL) for program in ("virtlogd", "libvirtd")]
-    try:
-        wait_for(lambda: virsh("version", check=False).returncode == 0)
-        yield
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait()
-
-
-@pytest.fixture(scope="session")
-def guest(libvirt):
-    """A running guest with the disks C(raw), C(qcow2) and C(overlay), which is laid over C(base).
-
-    It has nothing to boot, and keeps its disks open. There is one for all tests, as libvirt may look at QEMU anew for
-    every guest that is defined, which takes long where there is a KVM that does not work.
-    """
-    # QEMU has to reach the folder as its own user.
-    folder = Path(tempfile.mkdtemp(prefix="imageferry-test-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    for name in ("raw", "qcow2", "base"):
-        qemu_img("create", "-f", "raw" if name == "raw" else "qcow2", folder / name, "8M")
-    qemu_img("create", "-f", "qcow2", "-b", folder / "base", "-F", "qcow2", folder / "overlay")
-    name = f"imageferry-test-{os.getpid()}"
-    disks = "".join(
-        f"<disk type='file' device='disk'><driver name='qemu' type='{'raw' if disk == 'raw' else 'qcow2'}'/>"
-        f"<source file='{folder / disk}'/><target dev='{target}' bus='virtio'/></disk>"
-        for target, disk in (("vda", "raw"), ("vdb", "qcow2"), ("vdc", "overlay"))
-    )
-    (folder / "guest.xml").write_text(
-        f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
-        f"<os><type arch='x86_64'>hvm</type></os><devices>{disks}</devices></domain>"
-    )
-    try:
-        virsh("define", folder / "guest.xml")
-        started = virsh("start", name, check=False)
-        if started.returncode:
-            pytest.skip(f"no guest can be started here: {started.stderr.strip()}")
-        yield types.SimpleNamespace(name=name, folder=folder)
-    finally:
-        virsh("destroy", name, check=False)
-        virsh("undefine", name, check=False)
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(("image_format", "target"), [("raw", "vda"), ("qcow2", "vdb")])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -28,6 +29,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.contro
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import upload
 
+_STORE = "X-Image-Meta-Store"  # Image API v2, "Upload binary image data"
+
 
 def export_task(module: AnsibleModule) -> dict[str, t.Any]:
     """Says what the disks are, and where C(_images) says where to, brings them there; returns what the controller asks.
@@ -46,7 +49,8 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
                 held.enter_context(subject.volume.locked(params["lock_timeout"]))
             if params["_images"] is None:
                 return {"changed": False, "disks": [_describe(params, subject, rules, control) for subject in found]}
-            options = http_options(module, control.tokens)
+            headers = {_STORE: params["store"]} if params["store"] else {}
+            options = dataclasses.replace(http_options(module, control.tokens), headers=headers)
             with opened_flat(found, rules, connection) as disks:
                 pushed = [_push(params, subject, disk, options, control) for subject, disk in zip(found, disks)]
             return {"changed": True, "disks": pushed}

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""glance_image_export from this machine's own disks, idle and of guests that run on it, to a real Glance."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import HOST_PYTHON, MIB, InProject, Playbook, connect, qemu_img, virsh, wait_for
+
+GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
+
+
+@pytest.fixture(scope="module")
+def project(cloud, tmp_path_factory):
+    """A project of this file's own."""
+    return InProject(cloud, "exports", tmp_path_factory.mktemp("exports") / "clouds.yaml")
+
+
+@pytest.fixture
+def export(tmp_path, project):
+    """Exports as a user does, on a host with the distribution's Python, libnbd and libvirt."""
+    run = Playbook(tmp_path / "play", project, host_python=HOST_PYTHON)
+
+    def export(task, *arguments, **options):
+        return run(task, *arguments, **{"module": "glance_image_export", **options})
+
+    export.run = run
+    return export
+
+
+@pytest.fixture
+def glance(project):
+    return connect(project).image
+
+
+def listed(glance, name):
+    return [image for hidden in (False, True) for image in glance.images(name=name, is_hidden=hidden)]
+
+
+def record(glance, image):
+    return glance.get(f"/images/{image['id']}").json()
+
+
+def qemu_io(path, image_format, *commands):
+    asked = [part for command in commands for part in ("-c", command)]
+    subprocess.run(["qemu-io", "-f", image_format, *asked, path], check=True, capture_output=True)
+
+
+def download(glance, image, path):
+    """The image's bytes, in a file that has passed qemu's own check."""
+    with glance.get(f"/images/{image['id']}/file", stream=True) as response, path.open("wb") as file:
+        for piece in response.iter_content(MIB):
+            file.write(piece)
+    if image["disk_format"] == "qcow2":
+        assert "No errors were found" in qemu_img("check", "-f", "qcow2", path)
+    return path
+
+
+def same_disk(path, image_format, copy, copy_format):
+    return "identical" in qemu_img("compare", "-s", "-f", image_format, "-F", copy_format, path, copy)
+
+
+def descendants(pid):
+    """The processes that it has started, and those that these have."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found += [int(path.parent.name), *descendants(int(path.parent.name))]
+    return found
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """Three images over one another, with holes, and with zeros over data."""
+    base, middle, top = (tmp_path / name for name in ("base", "middle", "top"))
+    qemu_img("create", "-f", "raw", base, "32M")
+    qemu_io(base, "raw", "write -P 1 1M 2M", "write -P 2 30M 1M")
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "raw", middle, "48M")
+    qemu_io(middle, "qcow2", "write -P 3 2M 2M", "write -P 4 40M 64k")
+    qemu_img("create", "-f", "qcow2", "-b", middle, "-F", "qcow2", top)
+    qemu_io(top, "qcow2", "write -z 1M 512k", "write -P 5 47M 1M")
+    return top
+
+
+@pytest.mark.parametrize(
+    ("options", "image_format"),
+    [("format: raw", "raw"), ("format: keep", "qcow2"), ("{format: qcow2, compress: zlib}", "qcow2"),
+     ("{compress: zstd, cluster_size: 1MiB}", "qcow2"), ("compat: '0.10'", "qcow2")],
+)  # fmt: skip
+def test_a_chain_becomes_one_image(export, glance, chain, tmp_path, options, image_format):
+    name = f"chain {options}"
+    task = yaml.safe_dump({"path": str(chain), "source_format": "qcow2", "name": name, **yaml.safe_load(
+        options if options.startswith("{") else f"{{{options}}}")})  # fmt: skip
+    predicted = export(task, "--check", "--diff")
+    assert predicted["changed"] and not listed(glance, name)
+    made = export(task, "--diff")
+    assert made["changed"] and made["diff"] == predicted["diff"], made
+    (image,) = listed(glance, name)
+    stored = record(glance, image)
+    assert stored["status"] == "active" and not stored["os_hidden"] and stored["disk_format"] == image_format
+    assert stored["min_disk"] == 1 and "imageferry_export" not in stored
+    assert made["transfer"]["bytes"] == stored["size"]
+    copy = download(glance, stored, tmp_path / "copy")
+    assert same_disk(chain, "qcow2", copy, image_format)
+    if "0.10" in options:
+        assert json.loads(qemu_img("info", "--output=json", copy))["format-specific"]["data"]["compat"] == "0.10"
+
+    again = export(task)
+    assert not again["changed"] and "transfer" not in again and len(listed(glance, name)) == 1
+
+
+def test_the_content_decides_not_the_format(export, glance, tmp_path):
+    disk, other = tmp_path / "disk.raw", tmp_path / "other.qcow2"
+    disk.write_bytes(os.urandom(MIB) + bytes(3 * MIB) + os.urandom(MIB))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", disk, other)
+    first = export(f"path: {disk}\nname: golden")
+    assert first["changed"] and first["transfer"]["zero_bytes"] == 3 * MIB
+    same = export(f"path: {other}\nsource_format: qcow2\nname: golden\nformat: qcow2\ntags: [blue]")
+    assert same["changed"] and "transfer" not in same and "tags" in same["msg"]
+    assert record(glance, first["image"])["tags"] == ["blue"]
+
+    qemu_io(other, "qcow2", "write -P 9 2M 64k")
+    refused = export(f"path: {other}\nsource_format: qcow2\nname: golden\non_existing: fail")
+    assert refused["error"] == "image_exists"
+    predicted = export(f"path: {other}\nsource_format: qcow2\nname: golden", "--check")
+    replaced = export(f"path: {other}\nsource_format: qcow2\nname: golden")
+    assert predicted["changed"] and replaced["changed"] and predicted["diff"] == replaced["diff"]
+    (image,) = listed(glance, "golden")
+    assert image["id"] == replaced["image"]["id"] != first["image"]["id"]
+
+    disk.write_bytes(os.urandom(2 * MIB))
+    assert export(f"path: {disk}\nname: golden\non_existing: new")["changed"]
+    assert len(listed(glance, "golden")) == 2
+
+
+def test_a_snapshot_in_a_qcow2_is_exported(export, glance, tmp_path):
+    disk = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", disk, "8M")
+    qemu_io(disk, "qcow2", "write -P 1 0 1M")
+    qemu_img("snapshot", "-c", "before", disk)
+    qemu_io(disk, "qcow2", "write -P 2 0 2M")
+    task = f"path: {disk}\nsource_format: qcow2\nname: then\nformat: raw\nsnapshot: before"
+    assert export(task)["changed"]
+    (image,) = listed(glance, "then")
+    copy = download(glance, record(glance, image), tmp_path / "copy")
+    assert copy.read_bytes() == b"\1" * MIB + bytes(7 * MIB)
+    assert not export(task)["changed"]
+    unknown = export(task.replace("before", "never"))
+    assert unknown["error"] == "invalid_option" and "before" in unknown["msg"]
+
+
+def test_what_is_imported_comes_back_as_it_was(export, glance, project, tmp_path):
+    disk = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", disk, "16M")
+    qemu_io(disk, "qcow2", "write -P 7 3M 1M")
+    described = {"tags": ["golden"], "properties": {"os_distro": "debian", "hw_disk_bus": "virtio"}, "min_ram": 256}
+    assert export(yaml.safe_dump({"path": str(disk), "source_format": "qcow2", "name": "origin", **described}))[
+        "changed"
+    ]
+    back = tmp_path / "back"
+    imported = export(f"image: origin\npath: {back}\nformat: raw", module="glance_image_import")
+    assert imported["changed"], imported
+    assert not export(f"path: {back}\nname: origin\nformat: qcow2")["changed"]
+    assert export(f"path: {back}\nname: round trip")["changed"]
+    (image,) = listed(glance, "round trip")
+    stored = record(glance, image)
+    assert (stored["tags"], stored["os_distro"], stored["hw_disk_bus"], stored["min_ram"]) == (
+        ["golden"], "debian", "virtio", 256)  # fmt: skip
+    assert same_disk(disk, "qcow2", download(glance, stored, tmp_path / "copy"), "raw")
+
+
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        ("path: /nowhere/disk", "volume_invalid"),
+        ("{path: DISK, compress: zstd}", "invalid_option"),
+        ("{path: TOP, flatten: false, source_format: qcow2}", "invalid_option"),
+        ("{path: TOP}", "volume_invalid"),
+        ("{domain: no-such-guest, disk: vda}", "guest_not_found"),
+        ("{path: DISK, members: [p], visibility: private}", "invalid_option"),
+        ("{path: DISK, properties: {os_glance_x: '1'}}", "invalid_option"),
+        ("{path: DISK, spool_dir: /nowhere, format: qcow2, compress: zlib}", "storage_error"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(export, glance, chain, tmp_path, task, error):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(MIB))
+    named = yaml.safe_load(task.replace("DISK", str(disk)).replace("TOP", str(chain)))
+    refused = export(yaml.safe_dump({"name": "refused", **named}))
+    assert refused["error"] == error, refused
+    assert not listed(glance, "refused")
+
+
+def test_a_protected_image_is_not_replaced(export, glance, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(MIB))
+    first = export(f"path: {disk}\nname: kept\nprotected: true")
+    disk.write_bytes(os.urandom(MIB))
+    refused = export(f"path: {disk}\nname: kept")
+    assert refused["error"] == "image_protected" and [image["id"] for image in listed(glance, "kept")] == [
+        first["image"]["id"]
+    ]
+    glance.update_image(first["image"]["id"], is_protected=False)
+
+
+def test_a_disk_that_is_written_to_is_no_image(export, glance, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(4 * MIB))
+    run = export.run.start(f"path: {disk}\nname: torn\nrate_limit: 1MiB", module="glance_image_export")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "torn")))
+    with disk.open("r+b") as file:
+        file.write(b"changed")
+    assert export.run.finish(run)["error"] == "source_changed"
+    assert not listed(glance, "torn")
+
+
+def test_a_killed_export_is_cleaned_up_by_the_next(export, glance, tmp_path):
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    for path in (disk, other):
+        path.write_bytes(os.urandom(4 * MIB))
+    foreign = glance.post("/images", json={"name": "killed", "disk_format": "raw", "container_format": "bare"}).json()
+    run = export.run.start(f"path: {disk}\nname: killed\nrate_limit: 1MiB", module="glance_image_export")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "killed")))
+    for pid in [run.pid, *descendants(run.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    run.communicate()
+    assert len(listed(glance, "killed")) == 2
+    wait_for(lambda: all(image["status"] != "saving" for image in listed(glance, "killed")))
+    assert export(f"path: {other}\nname: killed\non_existing: new")["changed"]
+    assert len(listed(glance, "killed")) == 3, "another disk's leftovers are not this one's"
+    assert export(f"path: {disk}\nname: killed\non_existing: new")["changed"]
+    assert sorted(image["status"] for image in listed(glance, "killed")) == ["active", "active", "queued"]
+    assert foreign["id"] in [image["id"] for image in listed(glance, "killed")]
+
+
+def test_an_unchanged_file_is_not_read_again(export, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(MIB))
+    os.utime(disk, (time.time() - 60, time.time() - 60))
+    assert export(f"path: {disk}\nname: remembered")["changed"]
+    modified = disk.stat()
+    assert not export(f"path: {disk}\nname: remembered")["changed"]
+    assert disk.stat().st_mtime_ns == modified.st_mtime_ns
+
+
+# --- running guests ----------------------------------------------------------------------------------------------
+
+
+def write_in_guest(guest, number, *commands):
+    """Has QEMU write to a disk of a running guest, as the guest would."""
+    for command in commands:
+        virsh("qemu-monitor-command", guest.name, "--hmp", f'qemu-io -d {GUEST_BLOCK.format(number)} "{command}"')
+
+
+def test_a_running_guest_is_exported_at_one_moment(export, glance, guest, tmp_path):
+    write_in_guest(guest, 0, "write -P 1 0 1M")
+    write_in_guest(guest, 2, "write -P 1 0 1M")
+    wanted = [{"disk": "vda", "name": "live-a"}, {"disk": "vdc", "name": "live-c"}]
+    task = yaml.safe_dump({"domain": guest.name, "disks": wanted, "format": "raw", "rate_limit": "4MiB"})
+    run = export.run.start(task, module="glance_image_export")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "live-a")))
+    write_in_guest(guest, 0, "write -P 2 0 8M")
+    write_in_guest(guest, 2, "write -P 2 0 8M")
+    made = export.run.finish(run)
+    assert made["changed"] and [disk["disk"] for disk in made["disks"]] == ["vda", "vdc"], made
+    for name in ("live-a", "live-c"):
+        (image,) = listed(glance, name)
+        copy = download(glance, record(glance, image), tmp_path / name)
+        assert copy.read_bytes() == b"\1" * MIB + bytes(7 * MIB)
+    assert not list(guest.folder.glob(".imageferry*")) and "None" in virsh("domjobinfo", guest.name).stdout
+
+    assert export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
+    assert not export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
+    for name in ("live-a", "live-c"):
+        assert len(listed(glance, name)) == 1
+
+
+def test_a_running_guest_may_be_left_alone(export, glance, guest):
+    refused = export(f"path: {guest.folder}/qcow2\nname: off\nlive: false")
+    assert refused["error"] == "guest_running" and not listed(glance, "off")
+    assert export(f"domain: {guest.name}\ndisk: vdx\nname: off")["error"] == "guest_not_found"
+    refused = export(f"domain: {guest.name}\ndisk: vda\nname: off\nquiesce: always")
+    assert refused["error"] == "backup_refused" and not listed(glance, "off")
