@@ -21,14 +21,14 @@ demo: packages  ## Set up everything and show on this machine what the collectio
 
 test: packages  ## Set up everything and run all checks and tests
 	@$(MAKE) --no-print-directory --jobs=2 setup
-	@$(MAKE) --no-print-directory lint hosts molecule
-	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks tests/unit tests/integration
+	@$(MAKE) --no-print-directory lint hosts
+	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) --numprocesses=3 --dist=loadfile tests/checks tests/unit tests/integration
 
 lint: venv tree  ## Check style, types, Ansible's rules, documentation and changelog
 	@$(IN_TREE) tests/checks/lint $(VENV)
 
 sanity: venv newest-venv tree  ## Run ansible-test's sanity tests with the oldest and the newest ansible-core
-	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks
+	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) tests/checks/test_sanity.py
 
 hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with the oldest Python of a host, 3.9
 	@$(IN_TREE) tests/checks/host39 $(IMAGEFERRY_HOST39_VENV)

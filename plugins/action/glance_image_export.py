@@ -73,8 +73,9 @@ class _Host:
         token = self._action.ask_once({"token": options}, lambda: issue_token(self._cloud))
         tokens = TokenChain(token, options)
         client_cert, client_key = self._cloud.client_certificate()
-        arguments = {
-            "_images": {disk.surveyed.disk: self._target(disk) for disk in disks},
+        targets = {disk.surveyed.disk: self._target(disk) for disk in disks}
+        arguments: dict[str, t.Any] = {
+            "_images": targets,
             "_known": {},
             "_token": tokens.current(),
             "_ca_data": self._cloud.ca_data(),
@@ -83,7 +84,7 @@ class _Host:
             "validate_certs": self._cloud.verifies,
         }
         if self._params["disks"]:
-            arguments["disks"] = [item for item in self._params["disks"] if item["disk"] in arguments["_images"]]
+            arguments["disks"] = [item for item in self._params["disks"] if item["disk"] in targets]
         sizes = [disk.surveyed.virtual_size for disk in disks]
         return self._run(arguments, tokens, any(size is None or size >= WORTH_WATCHING for size in sizes))
 

@@ -191,6 +191,33 @@ def half_empty_raw(size: int = 3072 * MIB, *, cache: Path | None = None) -> Path
     return cached(f"half-empty-{size}.raw", (size, STRETCH), build, cache)
 
 
+# A guest that counts
+
+# Real mode, at 0x7c00: in each turn it adds one to a number and writes that by INT 13h, function 43h (EDD), to the
+# sector at 1 MiB of the first disk, then of the second.
+COUNTER = bytes.fromhex(
+    "31c0 8ed8 8ed0 bc007c"  # xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x7c00
+    "66ff06007e"  # turn: inc dword [0x7e00]
+    "b280 e80700"  # mov dl, 0x80; call write
+    "b281 e80200"  # mov dl, 0x81; call write
+    "ebef"  # jmp turn
+    "b80043 be247c cd13 c3 00"  # write: mov ax, 0x4300; mov si, packet; int 0x13; ret
+    "1000 0100 007e0000 0008000000000000"  # packet: its length, one sector, from 0x7e00, to sector 2048
+)
+COUNTER_POSITION = MIB
+
+
+def counting_raw(size: int = 8 * MIB, *, cache: Path | None = None) -> Path:
+    """A raw disk from which a guest boots that does nothing but count, on its first disk and then on its second."""
+
+    def build(image: Path, _work: Path) -> None:
+        with image.open("wb") as disk:
+            disk.write(COUNTER.ljust(510, b"\0") + b"\x55\xaa")
+            disk.truncate(size)
+
+    return cached(f"counting-{size}.raw", (size, COUNTER), build, cache)
+
+
 # A Debian system
 
 
@@ -339,6 +366,7 @@ SAMPLES = {
         lambda cache: filesystem_qcow2(compressed=True, cache=cache), "the same as qcow2 with compressed clusters"
     ),
     "half-empty": Sample(lambda cache: half_empty_raw(cache=cache), "raw disk, half noise and half holes, 3 GiB"),
+    "counting": Sample(lambda cache: counting_raw(cache=cache), "raw disk whose guest counts on two disks, 8 MiB"),
     "system": Sample(
         lambda cache: debian_system_disk(cache=cache), "Debian that boots by itself, qcow2 (minutes the first time)"
     ),

@@ -7,14 +7,13 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import types
 from pathlib import Path
 
+import ansible
+import ansible_collections.imageferry.glance as collection
 import openstack as openstacksdk
 import pytest
 import yaml
@@ -217,62 +216,82 @@ def qemu_img(*arguments):
     return subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
 
 
-def virsh(*arguments, check=True):
-    command = ["virsh", "-q", "-c", "qemu:///system", *map(str, arguments)]
-    return subprocess.run(command, check=check, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def project(cloud, tmp_path_factory):
+    """A project of a file's own, for its exports."""
+    return InProject(cloud, f"project-{time.monotonic_ns()}", tmp_path_factory.mktemp("project") / "clouds.yaml")
+
+
+@pytest.fixture
+def export(tmp_path, project):
+    """Exports as a user does, on a host with the distribution's Python, libnbd and libvirt."""
+    run = Playbook(tmp_path / "play", project, host_python=HOST_PYTHON)
+
+    def export(task, *arguments, **options):
+        return run(task, *arguments, **{"module": "glance_image_export", **options})
+
+    export.run = run
+    return export
+
+
+@pytest.fixture
+def glance(project):
+    return connect(project).image
+
+
+def listed(glance, name):
+    return [image for hidden in (False, True) for image in glance.images(name=name, is_hidden=hidden)]
+
+
+def record(glance, image):
+    return glance.get(f"/images/{image['id']}").json()
+
+
+def qemu_io(path, image_format, *commands):
+    asked = [part for command in commands for part in ("-c", command)]
+    subprocess.run(["qemu-io", "-f", image_format, *asked, path], check=True, capture_output=True)
+
+
+def download(glance, image, path):
+    """The image's bytes, in a file that has passed qemu's own check."""
+    with glance.get(f"/images/{image['id']}/file", stream=True) as response, path.open("wb") as file:
+        for piece in response.iter_content(MIB):
+            file.write(piece)
+    if image["disk_format"] == "qcow2":
+        assert "No errors were found" in qemu_img("check", "-f", "qcow2", path)
+    return path
+
+
+def same_disk(path, image_format, copy, copy_format):
+    return "identical" in qemu_img("compare", "-s", "-f", image_format, "-F", copy_format, path, copy)
 
 
 @pytest.fixture(scope="session")
-def libvirt():
-    """A libvirt that runs, for the tests alone where none did."""
-    if not shutil.which("libvirtd") or not shutil.which("virsh"):
-        pytest.skip("libvirt is not installed")
-    if subprocess.run([HOST_PYTHON, "-c", "import libvirt"], capture_output=True, check=False).returncode:
-        pytest.skip("python3-libvirt is not installed")
-    started = []
-    if virsh("version", check=False).returncode:
-        if os.geteuid() != 0:
-            pytest.skip("libvirt does not run, and starting it needs root")
-        started = [subprocess.Popen([program], stderr=subprocess.DEVNULL) for program in ("virtlogd", "libvirtd")]
-    try:
-        wait_for(lambda: virsh("version", check=False).returncode == 0)
-        yield
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait()
+def libraries(tmp_path_factory):
+    """A folder from which the host's Python gets Ansible and the collections, and nothing else."""
+    folder = tmp_path_factory.mktemp("libraries")
+    (folder / "ansible").symlink_to(Path(ansible.__file__).parent)
+    (folder / "ansible_collections").symlink_to(Path(next(iter(collection.__path__))).parents[1])
+    return folder
 
 
-@pytest.fixture(scope="session")
-def guest(libvirt):
-    """A running guest with the disks C(raw), C(qcow2) and C(overlay), which is laid over C(base).
+@pytest.fixture
+def play(libraries, tmp_path):
+    """Runs a module as a host does, without a playbook around it."""
+    environment = {**os.environ, "PYTHONPATH": str(libraries), "HOME": str(tmp_path)}
 
-    It has nothing to boot, and keeps its disks open. There is one for all tests, as libvirt may look at QEMU anew for
-    every guest that is defined, which takes long where there is a KVM that does not work.
-    """
-    # QEMU has to reach the folder as its own user.
-    folder = Path(tempfile.mkdtemp(prefix="imageferry-test-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    for name in ("raw", "qcow2", "base"):
-        qemu_img("create", "-f", "raw" if name == "raw" else "qcow2", folder / name, "8M")
-    qemu_img("create", "-f", "qcow2", "-b", folder / "base", "-F", "qcow2", folder / "overlay")
-    name = f"imageferry-test-{os.getpid()}"
-    disks = "".join(
-        f"<disk type='file' device='disk'><driver name='qemu' type='{'raw' if disk == 'raw' else 'qcow2'}'/>"
-        f"<source file='{folder / disk}'/><target dev='{target}' bus='virtio'/></disk>"
-        for target, disk in (("vda", "raw"), ("vdb", "qcow2"), ("vdc", "overlay"))
-    )
-    (folder / "guest.xml").write_text(
-        f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
-        f"<os><type arch='x86_64'>hvm</type></os><devices>{disks}</devices></domain>"
-    )
-    try:
-        virsh("define", folder / "guest.xml")
-        started = virsh("start", name, check=False)
-        if started.returncode:
-            pytest.skip(f"no guest can be started here: {started.stderr.strip()}")
-        yield types.SimpleNamespace(name=name, folder=folder)
-    finally:
-        virsh("destroy", name, check=False)
-        virsh("undefine", name, check=False)
-        shutil.rmtree(folder)
+    def play(module, task, check=False, python=HOST_PYTHON):
+        arguments = {**yaml.safe_load(task), "_ansible_check_mode": check, "_ansible_remote_tmp": str(tmp_path)}
+        run = subprocess.run(
+            [python, "-m", f"ansible_collections.imageferry.glance.plugins.modules.{module}"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.stdout, run.stderr
+        return {"failed": False, **json.loads(run.stdout)}
+
+    return play
+
+
+def virtual_size(path, image_format):
+    return json.loads(qemu_img("info", "-U", "-f", image_format, "--output=json", path))["virtual-size"]

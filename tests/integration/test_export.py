@@ -7,65 +7,14 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOST_PYTHON, MIB, InProject, Playbook, connect, qemu_img, virsh, wait_for
+from conftest import MIB, download, listed, qemu_img, qemu_io, record, same_disk, wait_for
 
 GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
-
-
-@pytest.fixture(scope="module")
-def project(cloud, tmp_path_factory):
-    """A project of this file's own."""
-    return InProject(cloud, "exports", tmp_path_factory.mktemp("exports") / "clouds.yaml")
-
-
-@pytest.fixture
-def export(tmp_path, project):
-    """Exports as a user does, on a host with the distribution's Python, libnbd and libvirt."""
-    run = Playbook(tmp_path / "play", project, host_python=HOST_PYTHON)
-
-    def export(task, *arguments, **options):
-        return run(task, *arguments, **{"module": "glance_image_export", **options})
-
-    export.run = run
-    return export
-
-
-@pytest.fixture
-def glance(project):
-    return connect(project).image
-
-
-def listed(glance, name):
-    return [image for hidden in (False, True) for image in glance.images(name=name, is_hidden=hidden)]
-
-
-def record(glance, image):
-    return glance.get(f"/images/{image['id']}").json()
-
-
-def qemu_io(path, image_format, *commands):
-    asked = [part for command in commands for part in ("-c", command)]
-    subprocess.run(["qemu-io", "-f", image_format, *asked, path], check=True, capture_output=True)
-
-
-def download(glance, image, path):
-    """The image's bytes, in a file that has passed qemu's own check."""
-    with glance.get(f"/images/{image['id']}/file", stream=True) as response, path.open("wb") as file:
-        for piece in response.iter_content(MIB):
-            file.write(piece)
-    if image["disk_format"] == "qcow2":
-        assert "No errors were found" in qemu_img("check", "-f", "qcow2", path)
-    return path
-
-
-def same_disk(path, image_format, copy, copy_format):
-    return "identical" in qemu_img("compare", "-s", "-f", image_format, "-F", copy_format, path, copy)
 
 
 def descendants(pid):
@@ -251,43 +200,3 @@ def test_an_unchanged_file_is_not_read_again(export, tmp_path):
     modified = disk.stat()
     assert not export(f"path: {disk}\nname: remembered")["changed"]
     assert disk.stat().st_mtime_ns == modified.st_mtime_ns
-
-
-# --- running guests ----------------------------------------------------------------------------------------------
-
-
-def write_in_guest(guest, number, *commands):
-    """Has QEMU write to a disk of a running guest, as the guest would."""
-    for command in commands:
-        virsh("qemu-monitor-command", guest.name, "--hmp", f'qemu-io -d {GUEST_BLOCK.format(number)} "{command}"')
-
-
-def test_a_running_guest_is_exported_at_one_moment(export, glance, guest, tmp_path):
-    write_in_guest(guest, 0, "write -P 1 0 1M")
-    write_in_guest(guest, 2, "write -P 1 0 1M")
-    wanted = [{"disk": "vda", "name": "live-a"}, {"disk": "vdc", "name": "live-c"}]
-    task = yaml.safe_dump({"domain": guest.name, "disks": wanted, "format": "raw", "rate_limit": "4MiB"})
-    run = export.run.start(task, module="glance_image_export")
-    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "live-a")))
-    write_in_guest(guest, 0, "write -P 2 0 8M")
-    write_in_guest(guest, 2, "write -P 2 0 8M")
-    made = export.run.finish(run)
-    assert made["changed"] and [disk["disk"] for disk in made["disks"]] == ["vda", "vdc"], made
-    for name in ("live-a", "live-c"):
-        (image,) = listed(glance, name)
-        copy = download(glance, record(glance, image), tmp_path / name)
-        assert copy.read_bytes() == b"\1" * MIB + bytes(7 * MIB)
-    assert not list(guest.folder.glob(".imageferry*")) and "None" in virsh("domjobinfo", guest.name).stdout
-
-    assert export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
-    assert not export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
-    for name in ("live-a", "live-c"):
-        assert len(listed(glance, name)) == 1
-
-
-def test_a_running_guest_may_be_left_alone(export, glance, guest):
-    refused = export(f"path: {guest.folder}/qcow2\nname: off\nlive: false")
-    assert refused["error"] == "guest_running" and not listed(glance, "off")
-    assert export(f"domain: {guest.name}\ndisk: vdx\nname: off")["error"] == "guest_not_found"
-    refused = export(f"domain: {guest.name}\ndisk: vda\nname: off\nquiesce: always")
-    assert refused["error"] == "backup_refused" and not listed(glance, "off")

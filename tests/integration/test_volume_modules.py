@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""volume_info, volume_extend and volume on files of this machine, idle and under guests that run on them."""
+"""volume_info, volume_extend and volume on files of this machine; under running guests, see test_guests.py."""
 
 from __future__ import annotations
 
@@ -13,40 +13,9 @@ import subprocess
 import sys
 import threading
 import types
-from pathlib import Path
 
-import ansible
-import ansible_collections.imageferry.glance as collection
 import pytest
-import yaml
-from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virsh
-
-
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    """A folder from which the host's Python gets Ansible and the collections, and nothing else."""
-    folder = tmp_path_factory.mktemp("libraries")
-    (folder / "ansible").symlink_to(Path(ansible.__file__).parent)
-    (folder / "ansible_collections").symlink_to(Path(next(iter(collection.__path__))).parents[1])
-    return folder
-
-
-@pytest.fixture
-def play(libraries, tmp_path):
-    """Runs a module as a host does, without a playbook around it."""
-    environment = {**os.environ, "PYTHONPATH": str(libraries), "HOME": str(tmp_path)}
-
-    def play(module, task, check=False, python=HOST_PYTHON):
-        arguments = {**yaml.safe_load(task), "_ansible_check_mode": check, "_ansible_remote_tmp": str(tmp_path)}
-        run = subprocess.run(
-            [python, "-m", f"ansible_collections.imageferry.glance.plugins.modules.{module}"],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert run.stdout, run.stderr
-        return {"failed": False, **json.loads(run.stdout)}
-
-    return play
+from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virtual_size
 
 
 @pytest.fixture
@@ -59,10 +28,6 @@ def web(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield types.SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-
-
-def virtual_size(path, image_format):
-    return json.loads(qemu_img("info", "-U", "-f", image_format, "--output=json", path))["virtual-size"]
 
 
 def write(path, image_format, pattern, offset="1M"):
@@ -342,43 +307,3 @@ def test_damage_is_found(play, tmp_path):
     assert play("volume_info", task)["volume"]["health"]["corruptions"] > 0
     with open(path, "rb"):
         assert play("volume_info", task)["volume"]["health"]["checked"] is False
-
-
-# --- running guests ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("image_format", "target"), [("raw", "vda"), ("qcow2", "vdb")])
-def test_a_running_guest_sees_its_disk_grow(play, guest, image_format, target):
-    path = guest.folder / image_format
-    volume = play("volume_info", f"path: {path}\ncheck: true")["volume"]
-    assert (volume["format"], volume["format_source"]) == (image_format, "guest")
-    assert volume["guests"] == [
-        {"guest": guest.name, "running": True, "target": target, "format": image_format, "read_only": False,
-         "backing": False}
-    ]  # fmt: skip
-    assert volume["in_use"] and volume["health"]["checked"] is False
-
-    task = f"path: {path}\nsize: 16MiB"
-    predicted, grown = play("volume_extend", task, check=True), play("volume_extend", task)
-    assert grown["changed"] and grown["diff"] == predicted["diff"] and guest.name in grown["msg"]
-    assert virtual_size(path, image_format) == 16 * MIB
-    assert str(16 * MIB) in virsh("domblkinfo", guest.name, target).stdout
-    assert not play("volume_extend", task)["changed"]
-    assert play("volume", f"path: {path}\nstate: absent")["error"] == "volume_in_use" and path.exists()
-
-
-def test_what_a_running_guest_stands_on_is_not_grown_but_cloned(play, guest):
-    base, overlay = guest.folder / "base", guest.folder / "overlay"
-    refused = play("volume_extend", f"path: {base}\nformat: qcow2\nsize: 16MiB")
-    assert refused["error"] == "volume_in_use" and virtual_size(base, "qcow2") == 8 * MIB
-    assert play("volume_info", f"path: {base}")["volume"]["guests"][0]["backing"] is True
-    assert play("volume", f"path: {overlay}2\nclone_of: {{path: {base}, format: qcow2}}")["changed"]
-    assert play("volume", f"path: {overlay}3\nclone_of: {{path: {overlay}, format: qcow2}}")["error"] == "volume_in_use"
-
-
-def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
-    path = guest.folder / "qcow2"
-    virsh("destroy", guest.name)
-    volume = play("volume_info", f"path: {path}")["volume"]
-    assert volume["in_use"] is None and [disk["running"] for disk in volume["guests"]] == [False]
-    assert play("volume_extend", f"path: {path}\nsize: 32MiB")["changed"] and virtual_size(path, "qcow2") == 32 * MIB
