@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Disks of guests that run on this machine: looked at, grown, exported. All tests that need libvirt are here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import types
+from pathlib import Path
+
+import pytest
+import sample_images
+import yaml
+from conftest import HOST_PYTHON, MIB, download, listed, qemu_img, record, virtual_size, wait_for
+
+GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
+
+
+def virsh(*arguments, check=True):
+    command = ["virsh", "-q", "-c", "qemu:///system", *map(str, arguments)]
+    return subprocess.run(command, check=check, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def libvirt():
+    """A libvirt that runs, for the tests alone where none did."""
+    if not shutil.which("libvirtd") or not shutil.which("virsh"):
+        pytest.skip("libvirt is not installed")
+    if subprocess.run([HOST_PYTHON, "-c", "import libvirt"], capture_output=True, check=False).returncode:
+        pytest.skip("python3-libvirt is not installed")
+    started = []
+    if virsh("version", check=False).returncode:
+        if os.geteuid() != 0:
+            pytest.skip("libvirt does not run, and starting it needs root")
+        started = [subprocess.Popen([program], stderr=subprocess.DEVNULL) for program in ("virtlogd", "libvirtd")]
+    try:
+        wait_for(lambda: virsh("version", check=False).returncode == 0)
+        yield
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait()
+
+
+def define(name, folder, disks, boots=False):
+    """Has libvirt know a guest, whose disks are files of the folder with their formats."""
+    described = "".join(
+        f"<disk type='file' device='disk'><driver name='qemu' type='{image_format}'/>"
+        f"<source file='{folder / file}'/><target dev='{target}' bus='virtio'/></disk>"
+        for target, (file, image_format) in disks.items()
+    )
+    boot = "<boot dev='hd'/>" if boots else ""
+    (folder / "guest.xml").write_text(
+        f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
+        f"<os><type arch='x86_64'>hvm</type>{boot}</os><devices>{described}</devices></domain>"
+    )
+    virsh("define", folder / "guest.xml")
+
+
+@pytest.fixture(scope="session")
+def guest(libvirt):
+    """A running guest with the disks C(raw), C(qcow2) and C(overlay), which is laid over C(base).
+
+    It has nothing to boot, and keeps its disks open. There is one for all tests, as libvirt may look at QEMU anew for
+    every guest that is defined, which takes long where there is a KVM that does not work.
+    """
+    # QEMU has to reach the folder as its own user.
+    folder = Path(tempfile.mkdtemp(prefix="imageferry-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    for name in ("raw", "qcow2", "base"):
+        qemu_img("create", "-f", "raw" if name == "raw" else "qcow2", folder / name, "8M")
+    qemu_img("create", "-f", "qcow2", "-b", folder / "base", "-F", "qcow2", folder / "overlay")
+    name = f"imageferry-test-{os.getpid()}"
+    define(name, folder, {"vda": ("raw", "raw"), "vdb": ("qcow2", "qcow2"), "vdc": ("overlay", "qcow2")})
+    try:
+        started = virsh("start", name, check=False)
+        if started.returncode:
+            pytest.skip(f"no guest can be started here: {started.stderr.strip()}")
+        yield types.SimpleNamespace(name=name, folder=folder)
+    finally:
+        virsh("destroy", name, check=False)
+        virsh("undefine", name, check=False)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("image_format", "target"), [("raw", "vda"), ("qcow2", "vdb")])
+def test_a_running_guest_sees_its_disk_grow(play, guest, image_format, target):
+    path = guest.folder / image_format
+    volume = play("volume_info", f"path: {path}\ncheck: true")["volume"]
+    assert (volume["format"], volume["format_source"]) == (image_format, "guest")
+    assert volume["guests"] == [
+        {"guest": guest.name, "running": True, "target": target, "format": image_format, "read_only": False,
+         "backing": False}
+    ]  # fmt: skip
+    assert volume["in_use"] and volume["health"]["checked"] is False
+
+    task = f"path: {path}\nsize: 16MiB"
+    predicted, grown = play("volume_extend", task, check=True), play("volume_extend", task)
+    assert grown["changed"] and grown["diff"] == predicted["diff"] and guest.name in grown["msg"]
+    assert virtual_size(path, image_format) == 16 * MIB
+    assert str(16 * MIB) in virsh("domblkinfo", guest.name, target).stdout
+    assert not play("volume_extend", task)["changed"]
+    assert play("volume", f"path: {path}\nstate: absent")["error"] == "volume_in_use" and path.exists()
+
+
+def test_what_a_running_guest_stands_on_is_not_grown_but_cloned(play, guest):
+    base, overlay = guest.folder / "base", guest.folder / "overlay"
+    refused = play("volume_extend", f"path: {base}\nformat: qcow2\nsize: 16MiB")
+    assert refused["error"] == "volume_in_use" and virtual_size(base, "qcow2") == 8 * MIB
+    assert play("volume_info", f"path: {base}")["volume"]["guests"][0]["backing"] is True
+    assert play("volume", f"path: {overlay}2\nclone_of: {{path: {base}, format: qcow2}}")["changed"]
+    assert play("volume", f"path: {overlay}3\nclone_of: {{path: {overlay}, format: qcow2}}")["error"] == "volume_in_use"
+
+
+def write_in_guest(guest, number, *commands):
+    """Has QEMU write to a disk of a running guest, as the guest would."""
+    for command in commands:
+        virsh("qemu-monitor-command", guest.name, "--hmp", f'qemu-io -d {GUEST_BLOCK.format(number)} "{command}"')
+
+
+def test_a_running_guest_is_exported_at_one_moment(export, glance, guest, tmp_path):
+    write_in_guest(guest, 0, "write -P 1 0 1M")
+    write_in_guest(guest, 2, "write -P 1 0 1M")
+    wanted = [{"disk": "vda", "name": "live-a"}, {"disk": "vdc", "name": "live-c"}]
+    task = yaml.safe_dump({"domain": guest.name, "disks": wanted, "format": "raw", "rate_limit": "4MiB"})
+    run = export.run.start(task, module="glance_image_export")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "live-a")))
+    write_in_guest(guest, 0, "write -P 2 0 8M")
+    write_in_guest(guest, 2, "write -P 2 0 8M")
+    made = export.run.finish(run)
+    assert made["changed"] and [disk["disk"] for disk in made["disks"]] == ["vda", "vdc"], made
+    for name in ("live-a", "live-c"):
+        (image,) = listed(glance, name)
+        copy = download(glance, record(glance, image), tmp_path / name)
+        assert copy.read_bytes().rstrip(b"\0") == b"\1" * MIB
+    assert not list(guest.folder.glob(".imageferry*")) and "None" in virsh("domjobinfo", guest.name).stdout
+
+    assert export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
+    assert not export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
+    for name in ("live-a", "live-c"):
+        assert len(listed(glance, name)) == 1
+
+
+@pytest.fixture
+def counting_guest(libvirt):
+    """A guest that does nothing but count, on its disk vda and then on vdb."""
+    folder = Path(tempfile.mkdtemp(prefix="imageferry-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    shutil.copy(sample_images.counting_raw(), folder / "vda")
+    qemu_img("create", "-f", "qcow2", folder / "vdb", "8M")
+    name = f"imageferry-counting-{os.getpid()}"
+    define(name, folder, {"vda": ("vda", "raw"), "vdb": ("vdb", "qcow2")}, boots=True)
+    try:
+        virsh("start", name)
+        yield types.SimpleNamespace(name=name, folder=folder)
+    finally:
+        virsh("destroy", name, check=False)
+        virsh("undefine", name, check=False)
+        shutil.rmtree(folder)
+
+
+def counted(path):
+    with path.open("rb") as disk:
+        disk.seek(sample_images.COUNTER_POSITION)
+        return int.from_bytes(disk.read(4), "little")
+
+
+def test_all_disks_of_a_guest_that_writes_are_of_the_same_moment(export, glance, counting_guest, tmp_path):
+    wait_for(lambda: counted(counting_guest.folder / "vda") > 10)
+    disks = [{"disk": "vda", "name": "counted-a"}, {"disk": "vdb", "name": "counted-b"}]
+    task = yaml.safe_dump({"domain": counting_guest.name, "disks": disks, "format": "raw", "rate_limit": "8MiB"})
+    for _round in range(3):
+        assert export(task)["changed"]
+        copies = [
+            download(glance, record(glance, listed(glance, disk["name"])[0]), tmp_path / disk["disk"]) for disk in disks
+        ]
+        first, second = map(counted, copies)
+        assert first - second in (0, 1) and second > 0, "each number is written to vda, and then to vdb"
+        assert counted(counting_guest.folder / "vda") > first, "the guest went on counting meanwhile"
+
+
+def test_a_running_guest_may_be_left_alone(export, glance, guest):
+    refused = export(f"path: {guest.folder}/qcow2\nname: off\nlive: false")
+    assert refused["error"] == "guest_running" and not listed(glance, "off")
+    assert export(f"domain: {guest.name}\ndisk: vdx\nname: off")["error"] == "guest_not_found"
+    refused = export(f"domain: {guest.name}\ndisk: vda\nname: off\nquiesce: always")
+    assert refused["error"] == "backup_refused" and not listed(glance, "off")
+
+
+def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
+    path = guest.folder / "qcow2"
+    virsh("destroy", guest.name)
+    volume = play("volume_info", f"path: {path}")["volume"]
+    assert volume["in_use"] is None and [disk["running"] for disk in volume["guests"]] == [False]
+    assert play("volume_extend", f"path: {path}\nsize: 32MiB")["changed"] and virtual_size(path, "qcow2") == 32 * MIB
