@@ -34,6 +34,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 if t.TYPE_CHECKING:
     import requests
 
+RETRIED = {408, 429, 500, 502, 503, 504}
+"""The answers that another try may better."""
+
 _MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT = 10.0
 _NUMBER = re.compile(r"[0-9]{1,19}")
