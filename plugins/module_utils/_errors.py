@@ -221,6 +221,20 @@ class Unverifiable(FerryError):
     remedy = "Give a checksum, or set 'allow_unverified: true' to carry the image all the same."
 
 
+class QuotaExceeded(FerryError):
+    """The image service takes no more: a quota, its limit for one image, or the end of its storage."""
+
+    code = "quota_exceeded"
+    remedy = "Remove images that nobody needs, or ask for a larger quota."
+
+
+class UploadConflict(FerryError):
+    """The image takes no bytes: it has some already, or somebody else is sending them."""
+
+    code = "upload_conflict"
+    remedy = "Wait for the other upload to end, or delete the image if none is going on."
+
+
 class TokenExpired(FerryError):
     """The token expired, and nobody renewed it."""
 
