@@ -219,7 +219,7 @@ class ImageConflict(FerryError):
 
 
 class QuotaExceeded(FerryError):
-    """The project's quota in Glance, or a limit of Glance's own, does not allow it."""
+    """The image service takes no more: a quota, its limit for one image, or the end of its storage."""
 
     code = "quota_exceeded"
     remedy = "Remove images that are no longer needed, or ask for a higher quota; glance_provider_info shows it."
@@ -254,6 +254,13 @@ class Unverifiable(FerryError):
 
     code = "unverifiable"
     remedy = "Give a checksum, or set 'allow_unverified: true' to carry the image all the same."
+
+
+class UploadConflict(FerryError):
+    """The image takes no bytes: it has some already, or somebody else is sending them."""
+
+    code = "upload_conflict"
+    remedy = "Wait for the other upload to end, or delete the image if none is going on."
 
 
 class TokenExpired(FerryError):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import email.utils
+import html
 import re
 import ssl
 import threading
@@ -34,9 +35,14 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 if t.TYPE_CHECKING:
     import requests
 
+RETRIED = {408, 429, 500, 502, 503, 504}
+"""The answers that another try may better."""
+
 _MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT = 10.0
 _NUMBER = re.compile(r"[0-9]{1,19}")
+_MAX_WORDS = 300
+_MARKUP = re.compile(r"(?is)<(head|h1|script|style)\b.*?</\1\s*>|<[^>]*>")
 
 
 def _new_session() -> requests.Session:
@@ -56,6 +62,52 @@ def _new_session() -> requests.Session:
     # requests would read the body of a redirect to its end, in memory, though it is told not to follow.
     session.resolve_redirects = lambda *_args, **_kwargs: iter(())  # type: ignore[method-assign]
     return session
+
+
+def _hear_early_answers(session: requests.Session) -> None:
+    """Has C(session) read the answer of a server that refuses a body before its end, and ends the connection.
+
+    urllib3 does so after EPIPE, but before 2.0 not after ECONNRESET, which is what a RST makes of the first write
+    after it; the answer that came before the RST can be read all the same.
+    """
+    import requests
+    import urllib3
+
+    def send(connection: t.Any, send_all: t.Callable[[t.Any], None], data: t.Any) -> None:
+        connected = connection.sock is not None
+        try:
+            send_all(data)
+        except (ConnectionResetError, ssl.SSLEOFError) as err:
+            if not connected:
+                raise
+            raise BrokenPipeError(*err.args) from err
+
+    class PlainConnection(urllib3.connection.HTTPConnection):
+        def send(self, data: t.Any) -> None:
+            send(self, super().send, data)
+
+    class TlsConnection(urllib3.connection.HTTPSConnection):
+        def send(self, data: t.Any) -> None:
+            send(self, super().send, data)
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class TlsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args: t.Any, **kwargs: t.Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": TlsPool}
+
+        def proxy_manager_for(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            manager = super().proxy_manager_for(*args, **kwargs)
+            manager.pool_classes_by_scheme = self.poolmanager.pool_classes_by_scheme
+            return manager
+
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
 
 
 class TokenSupply(t.Protocol):
@@ -186,6 +238,38 @@ class Exchange:
                 return response
         raise RedirectRefused(f"{public_url(self.url)} redirects in circles.", "Use the final address.")
 
+    def put(self, body: t.Any, headers: dict[str, str], answer_timeout: float) -> requests.Response:
+        """The answer to a body, which goes to this one address, once; also one that came before all was sent.
+
+        :param body: the bytes, or an iterable of them with their number as its length.
+        :param answer_timeout: the seconds until the answer must have begun, once all is sent.
+        """
+        # A connection that was kept may be one that the server is about to end.
+        self._session.close()
+        _hear_early_answers(self._session)
+        # urllib3 sends under the time-out for connecting.
+        timeouts = (self._options.timeout, answer_timeout)
+        response = self._send("PUT", self.url, headers, True, self.token.value, body, timeouts)
+        if response.is_redirect:
+            response.close()
+            raise RedirectRefused(
+                f"{public_url(self.url)} redirects the upload to "
+                f"{public_url(urllib.parse.urljoin(self.url, response.headers['Location']))}."
+            )
+        return response
+
+    def quote(self, response: requests.Response) -> str:
+        """An answer in the server's own words: status, reason, and the text of its body without HTML."""
+        try:
+            body = response.raw.read(1 << 16).decode(errors="replace")
+        except Exception:  # of urllib3, http.client or the socket: the status has to do
+            body = ""
+        words = " ".join(html.unescape(_MARKUP.sub(" ", body)).split())
+        answer = f"{response.status_code} {response.reason}" + (f": {words}" if words else "")
+        if self.token.value:
+            answer = answer.replace(self.token.value, "***")
+        return answer.rstrip(".") if len(answer) <= _MAX_WORDS else answer[: _MAX_WORDS - 1] + "…"
+
     def _follow(self, url: str, location: str) -> str:
         try:
             target = urllib.parse.urljoin(url, location)
@@ -199,8 +283,20 @@ class Exchange:
             raise RedirectRefused(f"The image service redirects to another host, {public_url(target)}.")
         return target
 
-    def _send(self, method: str, url: str, headers: dict[str, str], own: bool, token: str | None) -> requests.Response:
-        """One answer; what is secret goes along only to the server that it is for (C(own))."""
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        own: bool,
+        token: str | None,
+        body: t.Any = None,
+        timeouts: tuple[float, float] | None = None,
+    ) -> requests.Response:
+        """One answer; what is secret goes along only to the server that it is for (C(own)).
+
+        :param timeouts: the seconds to connect and to send, and to wait for what comes.
+        """
         import requests
         import urllib3
 
@@ -211,13 +307,14 @@ class Exchange:
             return self._session.request(
                 method,
                 url,
+                data=body,
                 headers={**secret, "Accept-Encoding": "identity", **headers},
                 auth=self._auth if own else _no_auth,
                 stream=True,
                 allow_redirects=False,
                 verify=self._options.verify,
                 cert=self._options.client_cert if own else None,
-                timeout=(min(self._options.timeout, _CONNECT_TIMEOUT), self._options.timeout),
+                timeout=timeouts or (min(self._options.timeout, _CONNECT_TIMEOUT), self._options.timeout),
             )
         except requests.exceptions.SSLError as err:
             if isinstance(innermost_cause(err), (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):

@@ -1,13 +1,14 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Too slow, and too fast: a transfer that has to bring at least so many bytes a second, or at most."""
+"""Too slow, too fast, too soon: the least and most bytes a second of a transfer, and the pauses between attempts."""
 
 from __future__ import annotations
 
 import time
 
 _SLICE = 4096
+_MAX_PAUSE = 60.0
 
 
 class Pace:
@@ -49,3 +50,16 @@ class Brake:
         if self._rate:
             self._free_at = max(self._free_at, time.monotonic()) + count / self._rate
             time.sleep(max(0.0, self._free_at - time.monotonic()))
+
+
+def pause_before_retry(failures: int, wanted: float | None = None) -> None:
+    """Waits before the next try, longer each time.
+
+    :param failures: how many have failed.
+    :param wanted: the seconds that the server wants to be left alone, if it said so.
+    """
+    time.sleep(min(wanted, _MAX_PAUSE) if wanted is not None else _backoff(failures))
+
+
+def _backoff(failures: int) -> float:
+    return min(0.5 * 2.0 ** (failures - 1), _MAX_PAUSE)

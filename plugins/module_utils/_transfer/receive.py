@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
 import time
 import typing as t
 
@@ -19,12 +17,17 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.pipeline import (
+    BUFFER,
+    BufferPool,
+    Stage,
+    describe_transfer,
+    hashing_stage,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import StartOver
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink
 
-BUFFER = 1 << 20
 HEAD = 1 << 16
-_BUFFERS = 8
 
 
 class Source(t.Protocol):
@@ -82,18 +85,16 @@ class Received:
 
     def to_dict(self) -> dict[str, t.Any]:
         """The C(transfer) of a task's result."""
-        moved = self.size - self.resumed_from
-        return {
-            "bytes": moved,
-            "zero_bytes": self.zero_bytes,
-            "seconds": round(self.seconds, 3),
-            "rate": int(moved / self.seconds) if self.seconds else 0,
-            "resumed_from": self.resumed_from,
-            "reconnects": self.reconnects,
-            "restarts": self.restarts,
-            "connections": self.connections,
-            "staged_bytes": self.staged,
-        }
+        return describe_transfer(
+            self.size - self.resumed_from,
+            self.seconds,
+            zero_bytes=self.zero_bytes,
+            resumed_from=self.resumed_from,
+            reconnects=self.reconnects,
+            restarts=self.restarts,
+            connections=self.connections,
+            staged=self.staged,
+        )
 
 
 @dataclasses.dataclass
@@ -149,10 +150,10 @@ class Reception:
         hasher = self.expected.hasher() if self.expected else None
         if held:
             self._read_back(held, hasher)
-        pool = _BufferPool()
-        stages = [_Stage(pool, self.sink.write)]
+        pool = BufferPool()
+        stages = [Stage(pool, self.sink.write)]
         if hasher is not None:
-            stages.append(_Stage(pool, lambda buffer, length, _offset: _hash(hasher, buffer, length)))
+            stages.append(hashing_stage(pool, hasher))
         try:
             self._pump(pool, stages, held)
         finally:
@@ -181,7 +182,7 @@ class Reception:
             self.watcher.advance(position, self.source.size)
         self.source.begin_at(held)
 
-    def _pump(self, pool: _BufferPool, stages: list[_Stage], offset: int) -> None:
+    def _pump(self, pool: BufferPool, stages: list[Stage], offset: int) -> None:
         """Reads buffer after buffer and hands each to all stages."""
         source = self.source
         while True:
@@ -201,66 +202,3 @@ class Reception:
                 break
         if source.size is not None and offset != source.size:
             raise SizeMismatch(f"{offset} bytes arrived of {source.size}.")
-
-
-def _hash(hasher: t.Any, buffer: bytearray, length: int) -> None:
-    with memoryview(buffer) as view:
-        hasher.update(view[:length])
-
-
-class _BufferPool:
-    """A fixed number of buffers; one is free again when every stage has let go of it."""
-
-    def __init__(self) -> None:
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        self._holders: dict[int, int] = {}
-        self._lock = threading.Lock()
-        for _number in range(_BUFFERS):
-            self._free.put(bytearray(BUFFER))
-
-    def take(self, holders: int) -> bytearray:
-        buffer = self._free.get()
-        self._holders[id(buffer)] = holders
-        return buffer
-
-    def release(self, buffer: bytearray) -> None:
-        with self._lock:
-            self._holders[id(buffer)] -= 1
-            free = not self._holders[id(buffer)]
-        if free:
-            self._free.put(buffer)
-
-
-class _Stage:
-    """A thread that works on each buffer in turn; its first error is raised at the next L(put) or L(check)."""
-
-    def __init__(self, pool: _BufferPool, work: t.Callable[[bytearray, int, int], None]) -> None:
-        self._pool = pool
-        self._work = work
-        self._error: BaseException | None = None
-        self._todo: queue.SimpleQueue[tuple[bytearray, int, int] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def put(self, buffer: bytearray, length: int, offset: int) -> None:
-        self.check()
-        self._todo.put((buffer, length, offset))
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """Ends the thread after what it has been given."""
-        self._todo.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        for buffer, length, offset in iter(self._todo.get, None):
-            try:
-                if self._error is None:
-                    self._work(buffer, length, offset)
-            except BaseException as err:  # handed to the thread that reads
-                self._error = err
-            finally:
-                self._pool.release(buffer)

@@ -18,6 +18,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     describe_cause,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import (
+    RETRIED,
     Exchange,
     HttpOptions,
     Lost,
@@ -26,13 +27,15 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchan
     refusal,
     retry_after,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.pacing import Brake, Pace
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.pacing import (
+    Brake,
+    Pace,
+    pause_before_retry,
+)
 
 if t.TYPE_CHECKING:
     import requests
 
-_MAX_PAUSE = 60.0
-_RETRIED = {408, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
@@ -95,7 +98,7 @@ class HttpSource:
                 f"{public_url(self.url)} failed after {self.position} bytes and {self.restarts} fresh starts: {why}."
             )
         self.restarts += 1
-        time.sleep(_backoff(self.restarts))
+        pause_before_retry(self.restarts)
         self.position = self._failures = self._failed_at = 0
         self.size = self._promised
         self._ranges_work = False
@@ -221,7 +224,7 @@ class HttpSource:
             self._check_length(response)
         elif self.position and status in (400, 416, 501):
             raise StartOver(f"the server answered {status} to a Range")
-        elif status in _RETRIED:
+        elif status in RETRIED:
             raise Lost(f"the server answered {status} {response.reason}", pause=retry_after(response), answered=False)
         else:
             raise refusal(status, response.reason, public_url(self.url))
@@ -268,7 +271,7 @@ class HttpSource:
             )
         if self.position and not (self._ranges_work and self.size is not None):
             raise StartOver(str(lost))
-        time.sleep(min(lost.pause, _MAX_PAUSE) if lost.pause is not None else _backoff(self._failures))
+        pause_before_retry(self._failures, lost.pause)
 
     @property
     def is_connected(self) -> bool:
@@ -294,7 +297,3 @@ class HttpSource:
         if self._response is not None:
             self._response.close()
             self._response = None
-
-
-def _backoff(failures: int) -> float:
-    return min(0.5 * 2.0 ** (failures - 1), _MAX_PAUSE)

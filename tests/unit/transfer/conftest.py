@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import check_head
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer import pacing as pacing_module
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import ParallelSource
@@ -110,6 +110,6 @@ def other_proxy(server):
 def pauses(monkeypatch):
     """The pauses that would have been made between attempts, which are not."""
     made = []
-    wanted = source_module._backoff
-    monkeypatch.setattr(source_module, "_backoff", lambda failures: made.append(wanted(failures)) or 0)
+    wanted = pacing_module._backoff
+    monkeypatch.setattr(pacing_module, "_backoff", lambda failures: made.append(wanted(failures)) or 0)
     return made

@@ -23,7 +23,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     TransferFailed,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import pacing
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer import source as source_module
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer import pacing as pacing_module
 from faulty_proxy import Fault
 
 from .conftest import CONTENT
@@ -194,7 +194,7 @@ def test_retry_after_is_honoured(fetch, proxy, pauses, written):
 
 @pytest.mark.parametrize("value", ["9" * 18, "Fri, 31 Dec 2999 23:59:59 GMT"])
 def test_retry_after_is_capped(fetch, proxy, monkeypatch, value):
-    monkeypatch.setattr(source_module, "_MAX_PAUSE", 0.1)
+    monkeypatch.setattr(pacing_module, "_MAX_PAUSE", 0.1)
     proxy.programme(Fault(status=429, headers={"Retry-After": value}))
     fetch(proxy.url("/image"))
 
