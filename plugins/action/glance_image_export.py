@@ -24,7 +24,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WO
 
 _MODULE = "glance_image_export"
 _SPEC = export_spec()
-_FOR_HOST = set(_SPEC) - set(cloud_spec()) - {"name", "id", "host_interface", "progress"}
+_FOR_HOST = set(_SPEC) - set(cloud_spec()) - {"id", "host_interface", "progress"} | {"validate_certs"}
 
 
 class ActionModule(FerryAction):

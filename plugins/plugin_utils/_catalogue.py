@@ -29,6 +29,8 @@ _PAGE = 200
 def list_images(cloud: Cloud, query: t.Mapping[str, t.Any]) -> t.Iterator[Image]:
     """Every image that matches Glance's own C(query), with Glance's own fields, page by page."""
     path: str | None = "/images"
+    if "name" in query:  # Glance takes what is before a colon for an operator, and has none for a name alone
+        query = {**query, "name": f"eq:{query['name']}"}
     options: dict[str, t.Any] = {"params": {"limit": _PAGE, **query}}
     while path:
         page = cloud.get(path, **options).json()

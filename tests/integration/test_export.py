@@ -51,7 +51,7 @@ def test_a_chain_becomes_one_image(export, glance, chain, tmp_path, options, ima
     task = yaml.safe_dump({"path": str(chain), "source_format": "qcow2", "name": name, **yaml.safe_load(
         options if options.startswith("{") else f"{{{options}}}")})  # fmt: skip
     predicted = export(task, "--check", "--diff")
-    assert predicted["changed"] and not listed(glance, name)
+    assert predicted["changed"] and not listed(glance, name), predicted
     made = export(task, "--diff")
     assert made["changed"] and made["diff"] == predicted["diff"], made
     (image,) = listed(glance, name)
@@ -165,11 +165,11 @@ def test_a_protected_image_is_not_replaced(export, glance, tmp_path):
 def test_a_disk_that_is_written_to_is_no_image(export, glance, tmp_path):
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(4 * MIB))
-    run = export.run.start(f"path: {disk}\nname: torn\nrate_limit: 1MiB", module="glance_image_export")
+    run = export.start(f"path: {disk}\nname: torn\nrate_limit: 1MiB")
     wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "torn")))
     with disk.open("r+b") as file:
         file.write(b"changed")
-    assert export.run.finish(run)["error"] == "source_changed"
+    assert export.finish(run)["error"] == "source_changed"
     assert not listed(glance, "torn")
 
 
@@ -178,7 +178,7 @@ def test_a_killed_export_is_cleaned_up_by_the_next(export, glance, tmp_path):
     for path in (disk, other):
         path.write_bytes(os.urandom(4 * MIB))
     foreign = glance.post("/images", json={"name": "killed", "disk_format": "raw", "container_format": "bare"}).json()
-    run = export.run.start(f"path: {disk}\nname: killed\nrate_limit: 1MiB", module="glance_image_export")
+    run = export.start(f"path: {disk}\nname: killed\nrate_limit: 1MiB")
     wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "killed")))
     for pid in [run.pid, *descendants(run.pid)]:
         os.kill(pid, signal.SIGKILL)

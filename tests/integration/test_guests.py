@@ -125,11 +125,11 @@ def test_a_running_guest_is_exported_at_one_moment(export, glance, guest, tmp_pa
     write_in_guest(guest, 2, "write -P 1 0 1M")
     wanted = [{"disk": "vda", "name": "live-a"}, {"disk": "vdc", "name": "live-c"}]
     task = yaml.safe_dump({"domain": guest.name, "disks": wanted, "format": "raw", "rate_limit": "4MiB"})
-    run = export.run.start(task, module="glance_image_export")
+    run = export.start(task)
     wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "live-a")))
     write_in_guest(guest, 0, "write -P 2 0 8M")
     write_in_guest(guest, 2, "write -P 2 0 8M")
-    made = export.run.finish(run)
+    made = export.finish(run)
     assert made["changed"] and [disk["disk"] for disk in made["disks"]] == ["vda", "vdc"], made
     for name in ("live-a", "live-c"):
         (image,) = listed(glance, name)
