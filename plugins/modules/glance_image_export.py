@@ -125,7 +125,7 @@ options:
     description: Properties that the image has, such as C(os_distro) and C(hw_disk_bus).
     type: dict
   min_disk:
-    description: The least size in GiB of a disk that the image is put on. By default what the disk's own size needs.
+    description: The least size in GiB of a disk that the image is put on, if it is to be larger than the disk exported.
     type: int
   min_ram:
     description: The least memory in MiB of a guest that runs it.
@@ -139,8 +139,8 @@ options:
     type: str
   keep_metadata:
     description:
-      - Whether the image gets the tags and properties of the image that the disk was imported from, as far as
-        O(tags) and O(properties) say nothing else.
+      - Whether the image gets the tags, properties and requirements of the image that the disk was imported from, as
+        far as the other options say nothing else.
     type: bool
     default: true
   on_existing:

@@ -23,7 +23,7 @@ CONTENT = "imageferry_content"
 """The property that an image's content is told by, whatever its format."""
 
 _DRAFT_OF = "imageferry_export"  # the disk that a draft is to hold; only a draft has it
-_GIB = 1024**3
+_BLANK = {"visibility": "shared", "protected": False, "os_hidden": False, "min_disk": 0, "min_ram": 0}
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
 
@@ -140,8 +140,7 @@ class Export:
         """What is said of the image that is there, and of the one that will be."""
         old = self._present[0] if self._present else None
         before = _lasting(describe(old, _record.members(self._cloud, old))) if old is not None else {}
-        blank = {**describe({"tags": []}), "visibility": "shared", "protected": False, "os_hidden": False}
-        after = self._spec(surveyed).apply_to({**blank, "min_ram": 0})
+        after = self._spec(surveyed).apply_to({**describe({"tags": []}), **_BLANK})
         after["properties"] = {**after["properties"], CONTENT: surveyed.identity or "as exported"}
         return before, _lasting(after)
 
@@ -153,7 +152,6 @@ class Export:
         params = self._params
         inherited = surveyed.metadata if params["keep_metadata"] else {}
         properties = {name: value for name, value in inherited.items() if _is_inherited(name, value)}
-        needed = -(-(surveyed.virtual_size or 0) // _GIB)
         return ImageSpec(
             name=self.name,
             disk_format=None if present else surveyed.image_format,
@@ -163,9 +161,7 @@ class Export:
             hidden=params["hidden"],
             tags=params["tags"] if params["tags"] is not None else inherited.get("tags"),
             properties={**properties, **(params["properties"] or {})},
-            min_disk=params["min_disk"]
-            if params["min_disk"] is not None
-            else max(needed, inherited.get("min_disk") or 0),
+            min_disk=params["min_disk"] if params["min_disk"] is not None else inherited.get("min_disk"),
             min_ram=params["min_ram"] if params["min_ram"] is not None else inherited.get("min_ram"),
             members=params["members"],
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 
 def test_all_molecule_scenarios_pass():
-    run = subprocess.run([Path(__file__).with_name("molecule"), sys.prefix], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [Path(__file__).with_name("molecule"), sys.prefix], capture_output=True, text=True, check=False
+    )
     print(run.stdout, run.stderr)
     assert run.returncode == 0

@@ -242,7 +242,7 @@ def glance(project):
 
 
 def listed(glance, name):
-    return [image for hidden in (False, True) for image in glance.images(name=name, is_hidden=hidden)]
+    return [image for hidden in (False, True) for image in glance.images(is_hidden=hidden) if image["name"] == name]
 
 
 def record(glance, image):
@@ -265,7 +265,7 @@ def download(glance, image, path):
 
 
 def same_disk(path, image_format, copy, copy_format):
-    return "identical" in qemu_img("compare", "-s", "-f", image_format, "-F", copy_format, path, copy)
+    return "identical" in qemu_img("compare", "-f", image_format, "-F", copy_format, path, copy)
 
 
 @pytest.fixture(scope="session")

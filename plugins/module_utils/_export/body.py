@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
@@ -45,6 +46,8 @@ class ImageForm(t.NamedTuple):
             )
         if self.compress == "zstd" and self.compat == "0.10":
             raise InvalidOption("A qcow2 of 'compat: 0.10' cannot be compressed with zstd.", "Set 'compress: zlib'.")
+        if self.spool_dir is not None and not os.path.isdir(self.spool_dir):
+            raise InvalidOption(f"'spool_dir: {self.spool_dir}' is no folder on this host.")
 
 
 @contextlib.contextmanager
