@@ -355,6 +355,11 @@ def test_a_broken_connection_is_begun_anew_once_the_image_is_queued(service, pau
     assert sent.to_dict()["restarts"] == 2
 
 
+def test_an_attempt_that_the_service_is_still_at_is_waited_for(service):
+    service.programme(PutFault(100_000, status=0), PutFault(100_000, 409), PutFault(status=409))
+    assert send(service, Bytes(BIG)).restarts == 3 and service.data == BIG
+
+
 def test_there_are_only_so_many_attempts(service):
     service.programme(*[PutFault(100_000, status=0)] * 9)
     assert "2 retries" in fails(TransferFailed, service, Bytes(BIG), retries=2)
