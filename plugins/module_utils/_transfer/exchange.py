@@ -248,10 +248,8 @@ class Exchange:
         response = self._send("PUT", self.url, headers, True, self.token.value, body, timeouts)
         if response.is_redirect:
             response.close()
-            raise RedirectRefused(
-                f"{public_url(self.url)} redirects the upload to "
-                f"{public_url(urllib.parse.urljoin(self.url, response.headers['Location']))}."
-            )
+            target = _join(self.url, response.headers["Location"])
+            raise RedirectRefused(f"{public_url(self.url)} redirects the upload to {public_url(target)}.")
         return response
 
     def quote(self, response: requests.Response) -> str:
@@ -337,6 +335,13 @@ def public_url(url: str) -> str:
     except ValueError:
         return "(not an address)"
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        return location
 
 
 def _origin(url: str) -> str:

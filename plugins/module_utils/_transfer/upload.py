@@ -182,7 +182,7 @@ class _Upload:
         return Outgoing(self._body, self._options, self._progress, self._algorithms)
 
     def _attempt(self, outgoing: Outgoing) -> Lost:
-        """Sends the body; how it failed if it did, which is for Glance to say.
+        """Sends the body; why it may have failed, which Glance's record of the image has to tell.
 
         :raises FerryError: Glance refuses it.
         """
@@ -192,7 +192,7 @@ class _Upload:
             "X-OpenStack-Image-Size": str(self._body.length),
         }
         try:
-            # requests sends a body of no length chunked
+            # requests would send a body without bytes chunked.
             body = outgoing if self._body.length else b"".join(outgoing)
             with self._file.put(body, headers, self._answer_timeout) as response:
                 return self._judge(response, outgoing)
@@ -203,6 +203,10 @@ class _Upload:
         raise failure  # here, so that it has no other context than its own
 
     def _judge(self, response: requests.Response, outgoing: Outgoing) -> Lost:
+        """What an answer says, unless it is final.
+
+        :raises FerryError: Glance refuses the upload.
+        """
         status = response.status_code
         answer = f"the image service answered {self._file.quote(response)}"
         if 200 <= status < 300:

@@ -301,11 +301,11 @@ def test_words_are_cut_and_hold_no_token(service):
 def test_a_redirect_is_refused_and_gets_neither_body_nor_token(service, code):
     other = ImageService()
     try:
-        for target in (other.file_url + "?secret=1", "/v2/images/2/file"):
+        for target in (other.file_url + "?secret=1", "/v2/images/2/file", "http://[::1/"):
             service.record["status"] = "queued"
             service.programme(PutFault(None, code, headers={"Location": target}))
             assert "secret=1" not in fails(RedirectRefused, service)
-        assert other.seen == [] and len(service.puts) == 2
+        assert other.seen == [] and len(service.puts) == 3
         assert all(seen.path == "/v2/images/1/file" for seen in service.puts)
     finally:
         other.stop()
