@@ -37,7 +37,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchan
     retry_after,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.outgoing import (
-    Body,
     Outgoing,
     Progress,
     SourceFailed,
@@ -47,6 +46,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.pipeli
 
 if t.TYPE_CHECKING:
     import requests
+    from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Body
 
 ALGORITHMS = ("sha512", "md5")
 """What Glance computes unless it is configured otherwise."""
