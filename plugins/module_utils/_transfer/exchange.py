@@ -1,11 +1,13 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asking an HTTP server for an object: who is told what is secret, where redirects lead, and what refusals mean."""
+"""Asking an HTTP server for an object, or giving it one: who is told secrets, where redirects lead, how it refuses."""
 
 from __future__ import annotations
 
 import email.utils
+import errno
+import functools
 import html
 import re
 import ssl
@@ -64,50 +66,44 @@ def _new_session() -> requests.Session:
     return session
 
 
-def _hear_early_answers(session: requests.Session) -> None:
-    """Has C(session) read the answer of a server that refuses a body before its end, and ends the connection.
+class _EarlyAnswer:
+    """Mixed into a connection: has the answer read of a server that refuses a body before its end, and hangs up.
 
-    urllib3 does so after EPIPE, but before 2.0 not after ECONNRESET, which is what a RST makes of the first write
-    after it; the answer that came before the RST can be read all the same.
+    urllib3 reads on after EPIPE, but not after ECONNRESET (until 2.0) or what becomes of either under TLS. What the
+    server said before it hung up can be read all the same.
     """
-    import requests
-    import urllib3
 
-    def send(connection: t.Any, send_all: t.Callable[[t.Any], None], data: t.Any) -> None:
-        connected = connection.sock is not None
+    sock: t.Any
+
+    def send(self, data: t.Any) -> None:
+        """As http.client does it."""
+        connected = self.sock is not None
         try:
-            send_all(data)
+            super().send(data)  # type: ignore[misc]
         except (ConnectionResetError, ssl.SSLEOFError) as err:
             if not connected:
                 raise
-            raise BrokenPipeError(*err.args) from err
+            raise BrokenPipeError(errno.EPIPE, str(err)) from err
 
-    class PlainConnection(urllib3.connection.HTTPConnection):
-        def send(self, data: t.Any) -> None:
-            send(self, super().send, data)
 
-    class TlsConnection(urllib3.connection.HTTPSConnection):
-        def send(self, data: t.Any) -> None:
-            send(self, super().send, data)
+def _hear_early_answers(session: requests.Session) -> None:
+    """Has all connections of C(session) be such that they read an early answer, through a proxy as well."""
+    import urllib3
 
-    class PlainPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = PlainConnection
+    pools: dict[str, t.Any] = {}
+    for pool in (urllib3.HTTPConnectionPool, urllib3.HTTPSConnectionPool):
+        connection = type("Connection", (_EarlyAnswer, pool.ConnectionCls), {})
+        pools[str(pool.scheme)] = type("Pool", (pool,), {"ConnectionCls": connection})
 
-    class TlsPool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = TlsConnection
+    def through(proxy_manager: t.Callable[..., t.Any], proxy: str, **options: t.Any) -> t.Any:
+        manager = proxy_manager(proxy, **options)
+        manager.pool_classes_by_scheme = pools
+        return manager
 
-    class Adapter(requests.adapters.HTTPAdapter):
-        def init_poolmanager(self, *args: t.Any, **kwargs: t.Any) -> None:
-            super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": TlsPool}
-
-        def proxy_manager_for(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-            manager = super().proxy_manager_for(*args, **kwargs)
-            manager.pool_classes_by_scheme = self.poolmanager.pool_classes_by_scheme
-            return manager
-
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
+    adapters: t.Iterable[t.Any] = session.adapters.values()
+    for adapter in adapters:
+        adapter.poolmanager.pool_classes_by_scheme = pools
+        adapter.proxy_manager_for = functools.partial(through, adapter.proxy_manager_for)
 
 
 class TokenSupply(t.Protocol):
@@ -244,18 +240,16 @@ class Exchange:
         :param body: the bytes, or an iterable of them with their number as its length.
         :param answer_timeout: the seconds until the answer must have begun, once all is sent.
         """
-        # A connection that was kept may be one that the server is about to end.
-        self._session.close()
+        self._session.close()  # a connection that was kept may be one that the server is about to end
+        self._session = _new_session()
         _hear_early_answers(self._session)
         # urllib3 sends under the time-out for connecting.
         timeouts = (self._options.timeout, answer_timeout)
         response = self._send("PUT", self.url, headers, True, self.token.value, body, timeouts)
         if response.is_redirect:
             response.close()
-            raise RedirectRefused(
-                f"{public_url(self.url)} redirects the upload to "
-                f"{public_url(urllib.parse.urljoin(self.url, response.headers['Location']))}."
-            )
+            target = _join(self.url, response.headers["Location"])
+            raise RedirectRefused(f"{public_url(self.url)} redirects the upload to {public_url(target)}.")
         return response
 
     def quote(self, response: requests.Response) -> str:
@@ -341,6 +335,13 @@ def public_url(url: str) -> str:
     except ValueError:
         return "(not an address)"
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        return location
 
 
 def _origin(url: str) -> str:

@@ -19,23 +19,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.pipeli
     hashing_stage,
 )
 
+if t.TYPE_CHECKING:
+    from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Body, Piece
+
 _LEAST_STEP = 4096
-
-
-class Body(t.Protocol):
-    """What is to be sent.
-
-    :param repeatable: whether L(pieces) may be called again, for another attempt.
-    """
-
-    repeatable: bool
-
-    @property
-    def length(self) -> int:
-        """How many bytes L(pieces) gives."""
-
-    def pieces(self) -> t.Iterator[t.Any]:
-        """All of it in order; a piece is good until the next one is asked for."""
 
 
 class Progress(t.Protocol):
@@ -161,7 +148,7 @@ class Outgoing:
     def _take(self) -> bytearray:
         return self._pool.take(len(self._stages) + 1)
 
-    def _pieces(self) -> t.Generator[t.Any, None, None]:
+    def _pieces(self) -> t.Generator[Piece, None, None]:
         try:
             yield from self._body.pieces()
         except Exception as err:

@@ -37,7 +37,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchan
     retry_after,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.outgoing import (
-    Body,
     Outgoing,
     Progress,
     SourceFailed,
@@ -47,6 +46,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.pipeli
 
 if t.TYPE_CHECKING:
     import requests
+    from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Body
 
 ALGORITHMS = ("sha512", "md5")
 """What Glance computes unless it is configured otherwise."""
@@ -153,6 +153,7 @@ class _Upload:
         self._record = Exchange(self._record_url, options)
         self._file = Exchange(url, options)
         self._file.token = self._record.token
+        self._failures = 0
         self._answer_timeout = _ANSWER_TIMEOUT + body.length / _SLOWEST_STORE
 
     def close(self) -> None:
@@ -167,22 +168,21 @@ class _Upload:
         status = self._image()["status"]
         if status != "queued":
             raise UploadConflict(f"The image at {public_url(self._record_url)} is {status}, not queued.")
-        failures = 0
         while True:
             with contextlib.closing(self._outgoing()) as outgoing:
                 lost = self._attempt(outgoing)
                 image = self._settled(outgoing)
                 if image["status"] == "active" and outgoing.complete:
-                    return self._sent(image, outgoing, time.monotonic() - started, failures)
-            failures += 1
-            self._check_repeatable(lost, outgoing, image["status"], failures)
-            pause_before_retry(failures, lost.pause)
+                    return self._sent(image, outgoing, time.monotonic() - started)
+            self._failures += 1
+            self._check_repeatable(lost, outgoing, image["status"])
+            pause_before_retry(self._failures, lost.pause)
 
     def _outgoing(self) -> Outgoing:
         return Outgoing(self._body, self._options, self._progress, self._algorithms)
 
     def _attempt(self, outgoing: Outgoing) -> Lost:
-        """Sends the body; how it failed if it did, which is for Glance to say.
+        """Sends the body; why it may have failed, which Glance's record of the image has to tell.
 
         :raises FerryError: Glance refuses it.
         """
@@ -192,7 +192,7 @@ class _Upload:
             "X-OpenStack-Image-Size": str(self._body.length),
         }
         try:
-            # requests sends a body of no length chunked
+            # requests would send a body without bytes chunked.
             body = outgoing if self._body.length else b"".join(outgoing)
             with self._file.put(body, headers, self._answer_timeout) as response:
                 return self._judge(response, outgoing)
@@ -203,13 +203,18 @@ class _Upload:
         raise failure  # here, so that it has no other context than its own
 
     def _judge(self, response: requests.Response, outgoing: Outgoing) -> Lost:
+        """What an answer says, unless it is final.
+
+        :raises FerryError: Glance refuses the upload.
+        """
         status = response.status_code
         answer = f"the image service answered {self._file.quote(response)}"
         if 200 <= status < 300:
             return Lost(f"{answer} after {outgoing.position} of {self._body.length} bytes")
         if status == 401 and self._file.token.value:
             return Lost(answer, TokenExpired, pause=0)  # to ask for the image renews it
-        if status in RETRIED:
+        # Glance may take up a broken attempt only after it was asked, and still be at it when the next one comes.
+        if status in RETRIED or (status == 409 and self._failures):
             return Lost(answer, pause=retry_after(response))
         kind, remedy = _REFUSALS.get(status, (TransferFailed, "See the image service's log."))
         raise kind(f"Of the upload to {self._where}, {answer}.", remedy)
@@ -262,7 +267,7 @@ class _Upload:
         except OSError as err:  # requests' errors are among them
             raise Lost(f"the connection broke ({describe_cause(err)})") from err
 
-    def _check_repeatable(self, lost: Lost, outgoing: Outgoing, status: str, failures: int) -> None:
+    def _check_repeatable(self, lost: Lost, outgoing: Outgoing, status: str) -> None:
         """
         :raises FerryError: C(lost) is the end of it.
         """
@@ -273,11 +278,11 @@ class _Upload:
             raise lost.failure(f"{failed}; the image is {status} since.", _DELETE)
         if outgoing.begun and not self._body.repeatable:
             raise lost.failure(f"{failed}; what was sent cannot be made a second time.", "Run again.")
-        if failures > self._options.retries:
-            raise lost.failure(f"{failed}, after {failures - 1} retries.", _AGAIN)
+        if self._failures > self._options.retries:
+            raise lost.failure(f"{failed}, after {self._failures - 1} retries.", _AGAIN)
 
-    def _sent(self, image: dict[str, t.Any], outgoing: Outgoing, seconds: float, restarts: int) -> Sent:
+    def _sent(self, image: dict[str, t.Any], outgoing: Outgoing, seconds: float) -> Sent:
         digests = outgoing.digests()
         verified = check_stored(image, self._body.length, digests)
         zero_bytes = getattr(self._body, "zero_bytes", 0)
-        return Sent(self._body.length, zero_bytes, seconds, digests, verified, restarts)
+        return Sent(self._body.length, zero_bytes, seconds, digests, verified, self._failures)

@@ -301,11 +301,11 @@ def test_words_are_cut_and_hold_no_token(service):
 def test_a_redirect_is_refused_and_gets_neither_body_nor_token(service, code):
     other = ImageService()
     try:
-        for target in (other.file_url + "?secret=1", "/v2/images/2/file"):
+        for target in (other.file_url + "?secret=1", "/v2/images/2/file", "http://[::1/"):
             service.record["status"] = "queued"
             service.programme(PutFault(None, code, headers={"Location": target}))
             assert "secret=1" not in fails(RedirectRefused, service)
-        assert other.seen == [] and len(service.puts) == 2
+        assert other.seen == [] and len(service.puts) == 3
         assert all(seen.path == "/v2/images/1/file" for seen in service.puts)
     finally:
         other.stop()
@@ -353,6 +353,11 @@ def test_a_broken_connection_is_begun_anew_once_the_image_is_queued(service, pau
     sent = send(service, Bytes(BIG))
     assert service.data == BIG and len(service.puts) == 3 and sent.restarts == 2 and pauses == [0.5, 1]
     assert sent.to_dict()["restarts"] == 2
+
+
+def test_an_attempt_that_the_service_is_still_at_is_waited_for(service):
+    service.programme(PutFault(100_000, status=0), PutFault(100_000, 409), PutFault(status=409))
+    assert send(service, Bytes(BIG)).restarts == 3 and service.data == BIG
 
 
 def test_there_are_only_so_many_attempts(service):
