@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import heapq
 import itertools
 import os
 import tempfile
@@ -38,6 +37,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2_wri
     DEFAULT_CLUSTER_SIZE,
     Geometry,
     big_endian,
+    ones,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import FlatDisk
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
@@ -45,7 +45,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage 
 
 _COMPRESSED = 1 << 62
 _SECTOR = 512
-_HELD = 1 << 20  # bytes of clusters that wait until the one before them is full
+_WINDOW = 4 << 20  # bytes of the disk that are placed together, and held in memory together
+_WINDOW_CLUSTERS = 4  # at least
 _SAMPLES = 32
 
 
@@ -114,15 +115,13 @@ class CompressedQcow2Body:
         self._end = self._geometry.first_free
         for region in self._regions():
             self._l1_table[region.number] = region.host | COPIED
-            self._end = region.end
+            self._end = region.packer.end
 
     def pieces(self) -> t.Iterator[Piece]:
         """See L(Body.pieces)."""
         yield from self._geometry.head(self._l1_table, self._end)
         yield from _joined(self._clusters())
-        counts = (big_endian(region.refcounts) for region in self._regions())
-        front = big_endian(array.array("H", [1]) * (self._geometry.first_free // self._geometry.cluster))
-        yield from self._geometry.tail(itertools.chain([front], counts), self._end)
+        yield from self._geometry.tail(self._refcounts(), self._end)
 
     def close(self) -> None:
         """Gives the space of the spool back."""
@@ -205,18 +204,20 @@ class CompressedQcow2Body:
     def _regions(self) -> t.Iterator[_Region]:
         """Where everything lies, L2 table by L2 table."""
         cluster, span = self._geometry.cluster, self._geometry.span
-        sizes, host = iter(self._sizes), self._geometry.first_free
-        for number, runs in itertools.groupby(cut(self._runs(), span), key=lambda run: run[0] // span):
-            packer = _Packer(cluster, host + cluster)
-            entries = array.array("Q", bytes(cluster))
-            for start, end in runs:
-                for position in range(start, end, cluster):
-                    size = next(sizes)
-                    if size:
-                        entries[position % span // cluster] = self._entry(packer.place(size), size)
-            if packer.refcounts:
-                yield _Region(number, host, entries, array.array("H", [1]) + packer.refcounts, packer.end)
-                host = packer.end
+        window = max(_WINDOW, _WINDOW_CLUSTERS * cluster)
+        positions = itertools.chain.from_iterable(range(start, end, cluster) for start, end in self._runs())
+        stored = ((position, size) for position, size in zip(positions, self._sizes) if size)
+        host = self._geometry.first_free
+        for number, mapped in itertools.groupby(stored, key=lambda item: item[0] // span):
+            region = _Region(number, host, array.array("Q", bytes(cluster)), [], _Packer(cluster, host + cluster))
+            for _number, some in itertools.groupby(mapped, key=lambda item: item[0] // window):
+                together = list(some)
+                hosts = region.packer.place([size for _position, size in together])
+                for (position, size), at in zip(together, hosts):
+                    region.entries[position % span // cluster] = self._entry(at, size)
+                region.windows.append(len(together))
+            yield region
+            host = region.packer.end
 
     def _entry(self, host: int, size: int) -> int:
         """What stands for a cluster in an L2 table."""
@@ -231,25 +232,27 @@ class CompressedQcow2Body:
         with contextlib.closing(self._stored()) as stored:
             for region in self._regions():
                 yield big_endian(region.entries)
-                count = sum(1 for entry in region.entries if entry)
-                yield from self._arranged(itertools.islice(stored, count), region)
+                yield from self._arranged(stored, region)
 
     def _arranged(self, stored: t.Iterator[bytes], region: _Region) -> t.Iterator[Piece]:
         """The clusters that a table maps, in the order of the image, and zeros between them."""
-        packer = _Packer(self._geometry.cluster, region.host + self._geometry.cluster)
-        waiting: list[tuple[int, bytes]] = []
-        written = packer.end
-        for piece in itertools.chain(stored, [None]):
-            if piece is None:
-                packer.close()
-            else:
-                heapq.heappush(waiting, (packer.place(len(piece)), piece))
-            while waiting and waiting[0][0] < packer.settled:
-                host, ready = heapq.heappop(waiting)
-                yield from zeros(host - written)
-                yield ready
-                written = host + len(ready)
-        yield from zeros(region.end - written)
+        cluster, packer = self._geometry.cluster, region.packer
+        written = 0
+        for count in region.windows:
+            for piece in sorted(itertools.islice(stored, count), key=lambda piece: len(piece) == cluster):
+                if len(piece) == cluster:
+                    yield from zeros(-written % cluster)
+                    written += -written % cluster
+                yield piece
+                written += len(piece)
+        yield from zeros(packer.end - packer.begin - written)
+
+    def _refcounts(self) -> t.Iterator[Piece]:
+        """Those of all clusters, in order."""
+        yield from ones(self._geometry.first_free // self._geometry.cluster)
+        for region in self._regions():
+            yield from ones(1)
+            yield big_endian(region.packer.refcounts)
 
     def _stored(self) -> t.Generator[bytes, None, None]:
         """All that is stored of clusters, in the order of the disk."""
@@ -278,65 +281,50 @@ class _Region(t.NamedTuple):
     """An L2 table, and what it maps.
 
     :param number: of its entry in the L1 table.
-    :param host: its offset in the image.
-    :param refcounts: of its own cluster, and of all others before C(end).
+    :param host: its offset in the image; the clusters follow it.
+    :param windows: how many clusters were placed together, in turn.
     """
 
     number: int
     host: int
     entries: array.array[int]
-    refcounts: array.array[int]
-    end: int
+    windows: list[int]
+    packer: _Packer
 
 
 class _Packer:
-    """Decides where clusters come to lie: compressed ones close to each other, the others in whole clusters.
+    """Decides where clusters come to lie: compressed ones side by side, the others in whole clusters of the image.
 
-    As QEMU does, it goes on with a cluster that has some room when others have been used meanwhile; they wait to be
-    sent, so there are only a few of them.
-
-    :param end: where the first one may lie.
+    :param begin: the offset of the first one.
     """
 
-    def __init__(self, cluster: int, end: int) -> None:
-        self.end = end
+    def __init__(self, cluster: int, begin: int) -> None:
+        self.begin = begin
         self.refcounts = array.array("H")
-        self._cluster, self._begin = cluster, end
-        self._next = self._room_end = end  # of the cluster in which there is still some room
+        self._cluster, self._next = cluster, begin
 
     @property
-    def settled(self) -> int:
-        """Nothing will be put before this any more."""
-        return self._next if self._next < self._room_end else self.end
+    def end(self) -> int:
+        """Where the next whole cluster begins."""
+        return self._next + -self._next % self._cluster
 
-    def place(self, size: int) -> int:
-        """The offset of what is stored with this size."""
-        if size == self._cluster:
-            if self.end - self._room_end >= max(_HELD, self._cluster):
-                self.close()
-            host = self.end
-            self._allocate(host + size)
-        else:
-            if self._next + size > self._room_end:
-                if self._room_end < self.end:
-                    self.close()
-                self._allocate(self._next + size)
-                self._room_end = self.end
-            host = self._next
+    def place(self, sizes: list[int]) -> list[int]:
+        """The offsets of clusters that are stored with these sizes; the compressed ones come first."""
+        hosts = [0] * len(sizes)
+        for number in sorted(range(len(sizes)), key=lambda number: sizes[number] == self._cluster):
+            size = sizes[number]
+            if size == self._cluster:
+                self._next = self.end
+            hosts[number] = self._next
+            self._count(self._next - self.begin, size)
             self._next += size
-        first, last = (host - self._begin) // self._cluster, (host + size - 1 - self._begin) // self._cluster
+        return hosts
+
+    def _count(self, offset: int, size: int) -> None:
+        first, last = offset // self._cluster, (offset + size - 1) // self._cluster
+        self.refcounts.extend([0] * (last + 1 - len(self.refcounts)))
         for number in range(first, last + 1):
             self.refcounts[number] += 1
-        return host
-
-    def close(self) -> None:
-        """Leaves the room unused."""
-        self._next = self._room_end = self.end
-
-    def _allocate(self, end: int) -> None:
-        new = -(-(end - self.end) // self._cluster)
-        self.refcounts.extend([0] * new)
-        self.end += new * self._cluster
 
 
 def _joined(pieces: t.Iterator[Piece]) -> t.Iterator[bytes]:
