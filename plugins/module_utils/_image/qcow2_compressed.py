@@ -38,7 +38,7 @@ class CompressedQcow2Body:
 
     :param data: where it may hold data; the rest is not read.
     :param compression_type: V(zlib), or V(zstd), which needs a QEMU from 5.1 on to be read.
-    :param level: None compresses as much as qemu-img does.
+    :param level: None compresses about as much as qemu-img does.
     :param threads: how many compress at once.
     :param spool_dir: where the compressed bytes are kept, in a file without a name; None compresses twice instead.
     :param hasher: is told what is read, each time that all is.
