@@ -86,7 +86,7 @@ def test_a_survey_knows_where_the_data_are(disk, flat):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_body_tells_the_identity_of_what_it_gives(disk, flat, seed):
-    path = disk(3 * MIB + 1536, seed)
+    path = disk(12 * MIB + 1536, seed)
     disk = flat(path)
     known = survey(disk, quiet)
     for data in (DataMap.of(disk), known.data):

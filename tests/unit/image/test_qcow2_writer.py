@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import textwrap
@@ -30,6 +31,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2_wri
     CLUSTER_SIZES,
     Geometry,
     Qcow2Body,
+    ones,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import Extent
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import SparseWriter
@@ -126,9 +128,9 @@ def test_a_disk_of_any_size(disk, flat, image, compressed, same_disk, decoded, s
         run("cmp", decoded(path, padding), raw)
 
 
-def test_a_size_is_rounded_up_to_a_sector(tmp_path, flat, image, compressed, same_disk):
+def test_a_size_is_rounded_up_to_a_sector(tmp_path, image, compressed, same_disk):
     (tmp_path / "raw").write_bytes(b"x" * 70_000)
-    for body in (body_of(flat(tmp_path / "raw")), compressed(flat(tmp_path / "raw"))):
+    for body in (body_of(full(70_000)), compressed(full(70_000))):
         path = image(body)
         same_disk(path, tmp_path / "raw")
         assert info(path)["virtual-size"] == 70_144
@@ -251,15 +253,27 @@ def test_what_cannot_be_is_refused():
         CompressedQcow2Body(full(MIB), DataMap(MIB), "zstd", compat="0.10")
 
 
+def test_refcounts_count_themselves():
+    """Wherever the data end, and their blocks and these blocks' table begin or grow."""
+    geometry = Geometry(64 * MIB, 512, "1.1")
+    for count in [*range(3, 1100), *range(32_000, 33_100, 7)]:
+        end = count * 512
+        tail = b"".join(map(bytes, geometry.tail(ones(count), end)))
+        assert len(tail) == geometry.length(end) - end
+        total, blocks = count + len(tail) // 512, -(-(count + len(tail) // 512) // 256)
+        table = struct.unpack(f">{blocks}Q", tail[: blocks * 8])
+        assert table == tuple(range(end + len(tail) - blocks * 512, end + len(tail), 512))
+        assert tail[table[0] - end :] == (b"\0\1" * total).ljust(blocks * 512, b"\0")
+        assert not any(tail[blocks * 8 : table[0] - end])
+
+
 @pytest.mark.parametrize("cluster_size", CLUSTER_SIZES)
-def test_the_refcounts_of_a_large_disk_are_enough(cluster_size):
-    """The L1 table of QEMU, 32 MiB, sets the limit."""
+def test_a_disk_as_large_as_qemu_allows(cluster_size):
+    """The L1 table, which has 32 MiB at most, sets the limit."""
     largest = 32 * MIB // 8 * (cluster_size // 8) * cluster_size
-    geometry = Geometry(largest - largest // 16, cluster_size, "1.1")
-    clusters = geometry.virtual_size // cluster_size + geometry.l1_size + geometry.first_free // cluster_size
-    end = clusters * cluster_size
-    blocks_and_table = (geometry.length(end) - end) // cluster_size
-    assert blocks_and_table * (cluster_size // 2) >= clusters
+    assert Geometry(largest - largest // 16, cluster_size, "1.1").l1_size * 8 == 30 * MIB
+    with pytest.raises(UnsupportedFormat):
+        Geometry(largest + 512, cluster_size, "1.1")
 
 
 # --- compressed ---
@@ -325,6 +339,8 @@ def test_incompressible_clusters_are_stored_as_they_are(
     path = image(compressed(flat(raw), cluster_size=cluster_size))
     same_disk(path, raw)
     run("cmp", decoded(path, path.stat().st_size // 2), raw)
+    said = subprocess.run(["qemu-img", "check", "--output=json", "-f", "qcow2", path], check=True, capture_output=True)
+    assert json.loads(said.stdout).get("compressed-clusters", 0) == kind_of.count("C")
     needed = kind_of.count("I") * cluster_size + kind_of.count("C") * cluster_size * 0.52
     windows = len(kind_of) * cluster_size // max(4 * MIB, 4 * cluster_size) + 1
     room = windows if set(kind_of) >= {"C", "I"} else 1  # half of it, mostly
