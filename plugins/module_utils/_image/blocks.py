@@ -60,8 +60,8 @@ class DataMap:
         if len(self._edges) > 2 * _MOST_RUNS:
             while len(self._edges) > _MOST_RUNS:  # half of what is allowed, so that it is done seldom
                 self._granule *= 2
-                runs, self._edges = list(self.runs()), array.array("Q")
-                for run in runs:
+                edges, self._edges = self._edges, array.array("Q")
+                for run in zip(edges[::2], edges[1::2]):
                     self._append(*run)
 
     def runs(self, unit: int = GRANULE) -> t.Iterator[Run]:

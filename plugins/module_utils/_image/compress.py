@@ -26,7 +26,7 @@ _ZLIB_LEVELS = range(1, 10)
 
 
 def find_compressor(compression_type: str, level: int | None = None) -> Compress:
-    """What compresses in a way, by default as much as qemu-img does.
+    """What compresses in a way, by default about as much as qemu-img does.
 
     :raises InvalidOption: it is no way, or has no such level.
     :raises MissingDependency: this host cannot.

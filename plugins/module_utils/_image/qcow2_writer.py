@@ -63,8 +63,8 @@ class Geometry:
         self.cluster = cluster_size
         self.span = cluster_size // 8 * cluster_size
         """What an L2 table maps, in bytes of the disk."""
-        self.l1_size = -(-self.virtual_size // self.span)
-        self.first_free = cluster_size + self._whole(max(1, self.l1_size) * 8)
+        self.l1_size = max(1, -(-self.virtual_size // self.span))
+        self.first_free = cluster_size + self._whole(self.l1_size * 8)
         """The offset of what follows the L1 table."""
         most_clusters = self.virtual_size // cluster_size + self.l1_size + self.first_free // cluster_size + 1
         table_clusters, _blocks = self._count_refcounts(most_clusters)
