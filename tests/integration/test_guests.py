@@ -172,7 +172,8 @@ def test_all_disks_of_a_guest_that_writes_are_of_the_same_moment(export, glance,
     disks = [{"disk": "vda", "name": "counted-a"}, {"disk": "vdb", "name": "counted-b"}]
     task = yaml.safe_dump({"domain": counting_guest.name, "disks": disks, "format": "raw", "rate_limit": "8MiB"})
     for _round in range(3):
-        assert export(task)["changed"]
+        made = export(task)
+        assert made["changed"], made
         copies = [
             download(glance, record(glance, listed(glance, disk["name"])[0]), tmp_path / disk["disk"]) for disk in disks
         ]
