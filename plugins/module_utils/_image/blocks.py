@@ -20,6 +20,7 @@ BLOCK = 1 << 20
 """The unit in which a disk is read, in bytes."""
 
 _MOST_RUNS = 1 << 18  # 16 bytes each
+_READERS = 2  # threads; what serves the disk may accept few connections, while many processors compress
 
 Run = tuple[int, int]
 """A stretch of a disk: the offset of its first byte, and of the first one after it."""
@@ -119,19 +120,20 @@ def read_blocks(
     :param runs: what is to be read, in order.
     :param work: its result comes out in the order of the disk; the block is good until the next one is asked for.
     :param size: of a block.
+    :param threads: how many work at once.
     :raises StorageError: the disk cannot be read.
     """
-
-    def read(job: tuple[tuple[int, list[Run]], bytearray]) -> _Result:
-        (start, parts), buffer = job
-        block = Block(start, buffer, parts)
-        _fill(block, disk)
-        return work(block)
-
-    ahead = threads * 2
-    parts = itertools.groupby(cut(runs, size), key=lambda run: run[0] - run[0] % size)
+    ahead = threads + 2
+    blocks = itertools.groupby(cut(runs, size), key=lambda run: run[0] - run[0] % size)
     buffers = itertools.cycle([bytearray(size) for _number in range(ahead + 1)])
-    return in_order(read, zip(((start, list(group)) for start, group in parts), buffers), threads, ahead)
+    jobs = (Block(start, buffer, list(parts)) for (start, parts), buffer in zip(blocks, buffers))
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+
+        def read(block: Block) -> _Result:
+            readers.submit(_fill, block, disk).result()
+            return work(block)
+
+        yield from in_order(read, jobs, threads, ahead)
 
 
 def cut(runs: t.Iterable[Run], unit: int) -> t.Iterator[Run]:

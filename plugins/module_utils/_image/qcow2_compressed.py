@@ -29,6 +29,7 @@ _COMPRESSED = 1 << 62
 _SECTOR = 512
 _WINDOW = 4 << 20  # bytes of the disk that are placed together, and held in memory together
 _WINDOW_CLUSTERS = 4  # at least
+_MOST_THREADS = 8  # each needs a few MiB
 
 
 class CompressedQcow2Body:
@@ -39,7 +40,7 @@ class CompressedQcow2Body:
     :param data: where it may hold data; the rest is not read.
     :param compression_type: V(zlib), or V(zstd), which needs a QEMU from 5.1 on to be read.
     :param level: None compresses about as much as qemu-img does.
-    :param threads: how many compress at once.
+    :param threads: how many compress at once; None goes by the number of processors.
     :param spool_dir: where the compressed bytes are kept, in a file without a name; None compresses twice instead.
     :param hasher: is told what is read, each time that all is.
     :raises InvalidOption, UnsupportedFormat: there are no such qcow2.
@@ -62,7 +63,7 @@ class CompressedQcow2Body:
     ) -> None:
         compress = find_compressor(compression_type, level)
         self._geometry = Geometry(disk.size, cluster_size, compat, compression_type)
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
         self._clusters = CompressedClusters(disk, data, cluster_size, compress, threads, spool_dir, hasher)
         self._l1_table = array.array("Q", bytes(8 * self._geometry.l1_size))
         self._end = 0

@@ -151,13 +151,13 @@ class Qcow2Body:
         """See L(Body.pieces)."""
         geometry = self._geometry
         yield from geometry.head(self._l1_table, self._end)
-        regions, region = self._regions(), -1
         runs = cut(self._data.runs(geometry.cluster), geometry.span)
-        for block in read_hashed(self._disk, runs, self._hasher, max(BLOCK, geometry.cluster)):
-            for start, end in block.runs:
-                if start // geometry.span != region:
-                    region = start // geometry.span
-                    yield self._l2_table(*next(regions))
+        blocks = read_hashed(self._disk, runs, self._hasher, max(BLOCK, geometry.cluster))
+        parts = ((block, run) for block in blocks for run in block.runs)
+        mapped = itertools.groupby(parts, key=lambda part: part[1][0] // geometry.span)
+        for region, (_number, group) in zip(self._regions(), mapped):
+            yield self._l2_table(*region)
+            for block, (start, end) in group:
                 yield memoryview(block.buffer)[start - block.start : end - block.start]
         yield from geometry.tail(ones(self._end // geometry.cluster), self._end)
 

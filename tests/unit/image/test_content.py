@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import StorageError
 from ansible_collections.imageferry.glance.plugins.module_utils._image import blocks
-from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap, in_order
+from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap, in_order, read_blocks
 from ansible_collections.imageferry.glance.plugins.module_utils._image.body import RawBody
 from ansible_collections.imageferry.glance.plugins.module_utils._image.content import (
     BlockDigest,
@@ -184,6 +184,25 @@ def test_results_come_in_order_and_few_are_on_their_way():
     for number, result in enumerate(in_order(work, jobs(), threads=2, ahead=4)):
         assert number == result
         assert len(taken) <= number + 5
+
+
+def test_few_threads_read_while_many_work():
+    readers, workers = set(), set()
+
+    class Watched(Made):
+        def read_into(self, buffer, offset):
+            readers.add(threading.get_ident())
+            super().read_into(buffer, offset)
+
+    disk, together = Watched(32 * MIB, [Extent(0, 32 * MIB, False)], b"x"), threading.Barrier(8)
+
+    def work(_block):
+        together.wait(5)
+        workers.add(threading.get_ident())
+
+    list(read_blocks(disk, DataMap.of(disk).runs(), work, threads=8))
+    assert len(readers) <= 2
+    assert len(workers) == 8
 
 
 def test_runs_in_larger_units():
