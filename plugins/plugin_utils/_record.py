@@ -174,7 +174,18 @@ def wait_for(
     timeout: float,
     on_progress: t.Callable[[Image], None] = lambda image: None,
 ) -> Image:
-    """The image as soon as it has one of these statuses.
+    """The image as soon as it has one of these statuses; see L(wait_until)."""
+    return wait_until(cloud, image_id, lambda image: image["status"] in statuses, timeout, on_progress)
+
+
+def wait_until(
+    cloud: Cloud,
+    image_id: str,
+    is_so: t.Callable[[Image], bool],
+    timeout: float,
+    on_progress: t.Callable[[Image], None] = lambda image: None,
+) -> Image:
+    """The image as soon as it is so.
 
     :param timeout: seconds.
     :param on_progress: called with the image each time that it was looked at; may raise an error of its own.
@@ -188,12 +199,12 @@ def wait_for(
             image = show(cloud, image_id)
         except ImageNotFound as err:
             raise ImageConflict(f"The image {image_id} was removed while it was waited for.") from err
-        on_progress(image)
-        if image["status"] in statuses:
+        if is_so(image):
             return image
+        on_progress(image)
         if time.monotonic() + wait > deadline:
             raise ImageNotReady(
-                f"The image '{image['name']}' ({image_id}) is still {image['status']} after {timeout:.0f} seconds.",
+                f"The image '{image['name']}' ({image_id}) is {image['status']}, and was waited for {timeout:.0f} s.",
                 "Raise 'timeout', or see Glance's log for what holds it up.",
             )
         time.sleep(wait)
