@@ -14,6 +14,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import wait_until
 
 _IMPORTING, _FAILED = "os_glance_importing_to_stores", "os_glance_failed_import"
+_LOCK = "os_glance_import_task"  # Glance takes it away last: an image that is active may still be written to before
 
 Show = t.Callable[[Image], None]
 
@@ -71,7 +72,13 @@ def _import(
         show(now)
 
     cloud.post(f"/images/{image['id']}/import", json=body)
-    return wait_until(cloud, image["id"], lambda now: is_done(now) and not now.get(_IMPORTING), timeout, look)
+    return wait_until(
+        cloud,
+        image["id"],
+        lambda now: is_done(now) and not now.get(_IMPORTING) and _LOCK not in now,
+        timeout,
+        look,
+    )
 
 
 def _tasks(cloud: Cloud, image: Image) -> list[dict[str, t.Any]] | None:

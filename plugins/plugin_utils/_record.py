@@ -22,6 +22,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cl
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, Update, plan_update
 
 _UNFINISHED = ("queued", "saving", "uploading", "importing")
+_DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
 
 
@@ -135,9 +136,13 @@ def _protection(protected: bool) -> list[dict[str, t.Any]]:
 
 
 def discard(cloud: Cloud, image: Image) -> None:
-    """Removes a draft after an error, which must not be hidden by one of this."""
-    with contextlib.suppress(FerryError):
-        delete(cloud, show(cloud, image["id"]), unprotect=True)
+    """Removes a draft after an error, which must not be hidden by one of this; tries again where Glance is busy."""
+    for pause in _DISCARD_PAUSES:
+        time.sleep(pause)
+        with contextlib.suppress(FerryError):
+            with contextlib.suppress(ImageNotFound):
+                delete(cloud, show(cloud, image["id"]), unprotect=True)
+            return
 
 
 def own_project(cloud: Cloud) -> str | None:

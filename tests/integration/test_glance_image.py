@@ -186,7 +186,7 @@ def test_an_image_is_made_of_a_file(carry_out, cloud, files):
 
 
 def test_what_is_not_said_is_as_glance_has_it(carry_out, cloud, files):
-    carry_out(make("plain", files / "one"))
+    carry_out(make("in:plain", files / "one"))
     (there,) = everything(cloud)
     assert (there["visibility"], there["protected"], there["os_hidden"]) == ("shared", False, False)
 
