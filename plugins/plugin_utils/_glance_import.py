@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImportFailed
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import CloudError, ImportFailed
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import public_url
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image
@@ -71,7 +71,7 @@ def _import(
             _check_tasks(now, [task for task in tasks if task["id"] not in earlier], url)
         show(now)
 
-    cloud.post(f"/images/{image['id']}/import", json=body)
+    _begin(cloud, image, body, url)
     return wait_until(
         cloud,
         image["id"],
@@ -79,6 +79,18 @@ def _import(
         timeout,
         look,
     )
+
+
+def _begin(cloud: Cloud, image: Image, body: dict[str, t.Any], url: str) -> None:
+    try:
+        cloud.post(f"/images/{image['id']}/import", json=body)
+    except CloudError as err:  # as of an address that Glance must not fetch from
+        raise ImportFailed(_without_secrets(err.what, url)) from None
+
+
+def _without_secrets(said: str, url: str) -> str:
+    """What Glance says, which may show the address as it was given."""
+    return said.replace(url, public_url(url)) if url else said
 
 
 def _tasks(cloud: Cloud, image: Image) -> list[dict[str, t.Any]] | None:
@@ -92,8 +104,7 @@ def _check_tasks(image: Image, tasks: list[dict[str, t.Any]], url: str) -> None:
     failed = [task for task in tasks if task["status"] == "failure"]
     if failed:
         said = " ".join((failed[-1].get("message") or "it does not say why").split()).rstrip(".")
-        said = said.replace(url, public_url(url)) if url else said
-        raise ImportFailed(f"Glance could not import '{image['name']}': {said}.")
+        raise ImportFailed(f"Glance could not import '{image['name']}': {_without_secrets(said, url)}.")
 
 
 def _check_stores(image: Image) -> None:

@@ -338,7 +338,7 @@ def test_images_are_removed_by_what_they_are(run, cloud, files, made):
 
 
 def test_a_filter_keeps_to_the_own_project(run, cloud, files):
-    options = ("--disk-format", "raw", "--community", "--project", "alt", "-f", "value", "-c", "id")
+    options = ("--disk-format", "raw", "--public", "--project", "alt", "-f", "value", "-c", "id")
     other = openstack(cloud, "image", "create", *options, "--file", files / "one", "theirs-1", user="admin")
     try:
         assert not run({"state": "absent", "filter": {"name": "theirs-*"}}, cloud="admin")["changed"]
@@ -507,6 +507,9 @@ def test_no_secret_is_shown(run, play, web):
         "name": "secret", "url": address, "headers": {"X-Key": "s3cret-header"}, "disk_format": "raw",
         "checksum": f"sha512:{sha512('one')}",
     }  # fmt: skip
-    for method in ({}, {"import_method": "web-download", "headers": None}, {"url": address.replace("two", "none")}):
+    gone = address.replace("two", "none")
+    fetched = {"url": gone, "import_method": "web-download", "headers": None}
+    refused = {"url": gone.replace("http://", "ftp://"), "import_method": "web-download", "headers": None}
+    for method in ({}, {"url": gone}, fetched, refused):
         result = run({**task, **method})
         assert result["failed"] and "s3cret" not in json.dumps(result) + play.output, result
