@@ -55,6 +55,57 @@ def discovery_spec() -> Spec:
     }
 
 
+def image_filter_spec() -> Spec:
+    """Which images to remove: the options of discovery that say what an image is."""
+    others = {*cloud_spec(), "image", "sort", "latest", "inspect", "max_virtual_size"}
+    return {name: option for name, option in discovery_spec().items() if name not in others}
+
+
+def image_module_spec() -> Spec:
+    """The options of glance_image."""
+    strings = {"type": "list", "elements": "str"}
+    purge = {"type": "bool", "default": False}
+    return {
+        **cloud_spec(),
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "name": {"type": "str"},
+        "id": {"type": "str"},
+        "filter": {"type": "dict", "options": image_filter_spec()},
+        "unprotect": {"type": "bool", "default": False},
+        "src": {"type": "path"},
+        "url": {"type": "str"},
+        "headers": {"type": "dict", "no_log": True},
+        "checksum": {"type": "str"},
+        "on_existing": {"type": "str", "choices": ["fail", "replace", "new"], "default": "fail"},
+        "import_method": {"type": "str", "choices": ["web-download", "copy-image"]},
+        "stores": strings,
+        "timeout": {"type": "int", "default": 3600},
+        "progress": {"type": "bool", "default": True},
+        "disk_format": {"type": "str"},
+        "container_format": {"type": "str"},
+        "visibility": {"type": "str", "choices": ["public", "private", "shared", "community"]},
+        "protected": {"type": "bool"},
+        "hidden": {"type": "bool"},
+        "active": {"type": "bool"},
+        "min_disk": {"type": "int"},
+        "min_ram": {"type": "int"},
+        "tags": strings,
+        "properties": {"type": "dict", "default": {}},
+        "members": strings,
+        "purge_tags": purge,
+        "purge_properties": purge,
+        "purge_members": purge,
+    }
+
+
+IMAGE_MODULE_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [("src", "url"), ("src", "import_method"), ("filter", "name"), ("filter", "id")],
+    "required_one_of": [("name", "id", "filter")],
+    "required_if": [("import_method", "web-download", ["url"]), ("import_method", "copy-image", ["stores"])],
+    "required_by": {"headers": "url"},
+}
+
+
 def transfer_spec() -> Spec:
     """How bytes are moved to a host."""
     return {

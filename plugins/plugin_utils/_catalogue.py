@@ -81,7 +81,7 @@ def discover(cloud: Cloud, wanted: t.Mapping[str, t.Any]) -> list[Image]:
     if wanted["latest"]:
         found = sorted(found, key=lambda image: image["created_at"])[-1:]
     limit = parse_size(wanted["max_virtual_size"], "max_virtual_size")
-    return [_assess(cloud, image, wanted["inspect"], limit) for image in found]
+    return [assess(cloud, image, wanted["inspect"], limit) for image in found]
 
 
 def _query(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -117,7 +117,7 @@ def _matches(image: Image, wanted: t.Mapping[str, t.Any]) -> bool:
     )
 
 
-def _assess(cloud: Cloud, image: Image, inspect: str, limit: int) -> Image:
+def assess(cloud: Cloud, image: Image, inspect: str, limit: int) -> Image:
     """Adds C(virtual_size) and its source, C(supported) and C(safety) to an image's own fields."""
     known = image.get("virtual_size")
     facts = {"virtual_size": known, "virtual_size_source": "glance" if known is not None else None}

@@ -87,6 +87,11 @@ class Cloud:
         cert, key = cert if isinstance(cert, tuple) else (cert, None)
         return cert and _read(cert, "client certificate"), key and _read(key, "client certificate's key")
 
+    def trust(self) -> tuple[bool | str, t.Any]:
+        """How requests on the controller check the cloud's certificates, and the client certificate that they show."""
+        verify, certificate = self._connection.config.get_requests_verify_args()
+        return verify, certificate
+
     @property
     def verifies(self) -> bool:
         """Whether the cloud's certificates are checked."""

@@ -146,8 +146,7 @@ class Update:
 
     def summary(self) -> str:
         """The names of what differs, in words."""
-        names = [name for name in sorted(self.after) if self.after[name] != self.before[name]]
-        return ", ".join(names)
+        return ", ".join(name for name in sorted(self.after) if self.after[name] != self.before[name])
 
 
 def describe(image: Image, members: t.Sequence[str] = ()) -> Described:
@@ -178,6 +177,36 @@ def plan_update(image: Image, spec: ImageSpec, members_now: t.Sequence[str] = ()
                 "Glance never changes the format of an image that has bytes: upload another image.",
             )
     return Update(before, after)
+
+
+def inherit(image: Image, spec: ImageSpec, members_now: t.Sequence[str]) -> ImageSpec:
+    """What the record of an image with other bytes is to say that takes this one's place."""
+    after = spec.apply_to(describe(image, members_now))
+    properties = {name: text for name, text in after["properties"].items() if not name.startswith(_KEPT)}
+    fields = {name: after[name] for name in (*_TEXTS, "min_disk", "min_ram", "protected", "tags", "members")}
+    properties |= {name: text for name, text in spec.properties.items() if text is not None}
+    return ImageSpec(**fields, properties=properties, hidden=after["os_hidden"], active=spec.active)
+
+
+def predict(spec: ImageSpec, size: int | None, algorithm: str, value: str | None) -> Described:
+    """What will be said of a new image of so many bytes with this hash, see L(describe); without its id.
+
+    :raises InvalidOption: see L(ImageSpec.apply_to).
+    """
+    blank: Image = {
+        "name": spec.name,
+        "visibility": "shared",
+        "protected": False,
+        "os_hidden": False,
+        "min_disk": 0,
+        "min_ram": 0,
+        "tags": [],
+        "status": "active",
+        "size": size,
+        "os_hash_algo": algorithm if value else None,
+        "os_hash_value": value,
+    }
+    return spec.apply_to(describe(blank))
 
 
 def _check_property_name(name: str) -> None:

@@ -22,6 +22,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cl
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, Update, plan_update
 
 _UNFINISHED = ("queued", "saving", "uploading", "importing")
+_DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
 
 
@@ -135,9 +136,13 @@ def _protection(protected: bool) -> list[dict[str, t.Any]]:
 
 
 def discard(cloud: Cloud, image: Image) -> None:
-    """Removes a draft after an error, which must not be hidden by one of this."""
-    with contextlib.suppress(FerryError):
-        delete(cloud, show(cloud, image["id"]), unprotect=True)
+    """Removes a draft after an error, which must not be hidden by one of this; tries again where Glance is busy."""
+    for pause in _DISCARD_PAUSES:
+        time.sleep(pause)
+        with contextlib.suppress(FerryError):
+            with contextlib.suppress(ImageNotFound):
+                delete(cloud, show(cloud, image["id"]), unprotect=True)
+            return
 
 
 def own_project(cloud: Cloud) -> str | None:
@@ -174,7 +179,18 @@ def wait_for(
     timeout: float,
     on_progress: t.Callable[[Image], None] = lambda image: None,
 ) -> Image:
-    """The image as soon as it has one of these statuses.
+    """The image as soon as it has one of these statuses; see L(wait_until)."""
+    return wait_until(cloud, image_id, lambda image: image["status"] in statuses, timeout, on_progress)
+
+
+def wait_until(
+    cloud: Cloud,
+    image_id: str,
+    is_so: t.Callable[[Image], bool],
+    timeout: float,
+    on_progress: t.Callable[[Image], None] = lambda image: None,
+) -> Image:
+    """The image as soon as it is so.
 
     :param timeout: seconds.
     :param on_progress: called with the image each time that it was looked at; may raise an error of its own.
@@ -188,12 +204,12 @@ def wait_for(
             image = show(cloud, image_id)
         except ImageNotFound as err:
             raise ImageConflict(f"The image {image_id} was removed while it was waited for.") from err
-        on_progress(image)
-        if image["status"] in statuses:
+        if is_so(image):
             return image
+        on_progress(image)
         if time.monotonic() + wait > deadline:
             raise ImageNotReady(
-                f"The image '{image['name']}' ({image_id}) is still {image['status']} after {timeout:.0f} seconds.",
+                f"The image '{image['name']}' ({image_id}) is {image['status']}, and was waited for {timeout:.0f} s.",
                 "Raise 'timeout', or see Glance's log for what holds it up.",
             )
         time.sleep(wait)

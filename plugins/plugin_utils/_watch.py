@@ -48,7 +48,7 @@ def run_watched(
     if "results_file" not in started:
         return started
     watcher = _Watcher(action, task_vars, {"folder": folder, "results_file": started["results_file"]})
-    return watcher.follow(tokens, _ProgressLine(f"{task_vars['inventory_hostname']}: {label}") if label else None)
+    return watcher.follow(tokens, ProgressLine(f"{task_vars['inventory_hostname']}: {label}") if label else None)
 
 
 class _Watcher:
@@ -60,7 +60,7 @@ class _Watcher:
         self._transfer = transfer
         self._begun = self._heard = time.monotonic()
 
-    def follow(self, tokens: TokenChain | None, line: _ProgressLine | None) -> dict[str, t.Any]:
+    def follow(self, tokens: TokenChain | None, line: ProgressLine | None) -> dict[str, t.Any]:
         """The transfer's result."""
         token = None
         while True:
@@ -118,7 +118,7 @@ def _renew(tokens: TokenChain) -> str:
         return ""
 
 
-class _ProgressLine:
+class ProgressLine:
     """Lines that say how far a transfer is.
 
     :param label: the host, and what is moved.

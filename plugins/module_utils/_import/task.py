@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import typing as t
-import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     InvalidOption,
     UnsupportedFormat,
-    Unverifiable,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options
@@ -30,15 +28,14 @@ from ansible_collections.imageferry.glance.plugins.module_utils._module import (
     mode_of_new_file,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.checksum import read_checksum
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest, find_in_list
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, public_url
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import (
     ParallelSource,
     parse_connections,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
@@ -152,27 +149,10 @@ def _is_fleeting(key: str) -> bool:
 
 
 def _wanted_url(params: dict[str, t.Any], options: HttpOptions, volume_format: str) -> Provenance:
-    digest = _checksum(params, options) if params["checksum"] else None
+    digest = read_checksum(params["checksum"], params["url"], options) if params["checksum"] else None
     return Provenance(
         public_url(params["url"]), None, digest and digest.algorithm, digest and digest.value, None, volume_format
     )
-
-
-def _checksum(params: dict[str, t.Any], options: HttpOptions) -> Digest:
-    """The checksum as given, or as found in the list at the address given."""
-    algorithm, _separator, rest = params["checksum"].partition(":")
-    if not rest.startswith(("http://", "https://")):
-        return Digest.parse(params["checksum"])
-    here, there = urllib.parse.urlsplit(params["url"])[:2], urllib.parse.urlsplit(rest)[:2]
-    own = options if here == there else dataclasses.replace(options, headers={})
-    source = HttpSource(rest, None, own)
-    try:
-        listed = find_in_list(source.read_text(), algorithm, urllib.parse.urlsplit(params["url"]).path.split("/")[-1])
-    finally:
-        source.close()
-    if listed is None:
-        raise Unverifiable(f"{public_url(rest)} has no line for this file.", "Check the address of the list.")
-    return listed
 
 
 _DONE = {
