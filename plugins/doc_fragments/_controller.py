@@ -7,9 +7,6 @@ from __future__ import annotations
 class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
-  _image:
-    description: For this collection's own use. The image, as Glance describes it to the controller.
-    type: dict
   _token:
     description: For this collection's own use. The short-lived token that the controller hands to the host.
     type: str
@@ -25,4 +22,21 @@ options:
   _transfer:
     description: For this collection's own use. The folder through which the controller watches the transfer.
     type: path
+"""
+
+    IMPORT = r"""
+options:
+  _image:
+    description: For this collection's own use. The image, as Glance describes it to the controller.
+    type: dict
+"""
+
+    EXPORT = r"""
+options:
+  _known:
+    description: For this collection's own use. The contents that are in Glance already, by the name of the disk.
+    type: dict
+  _images:
+    description: For this collection's own use. Where the disks go, by their names.
+    type: dict
 """

@@ -18,8 +18,8 @@ description:
   - The disk of a guest that runs is exported as it was at one moment, through libvirt's pull backup, with the guest's
     file systems frozen for that moment where an agent in the guest can. Several disks of one guest share the moment.
   - Whether anything is to be done is decided by the content, which is the same whatever the format, the holes and the
-    compression. It is kept as the image's property C(imageferry_content). An image of the same name, of this project,
-    that has the disk's content is only brought up to date in what is said of it; no byte is uploaded.
+    compression. It is kept as the image's property C(owner_specified.imageferry.content). An image of the same name, of
+    this project, that has the disk's content is only brought up to date in what is said of it; no byte is uploaded.
   - A new image is hidden until Glance's own size and hashes were held against what was sent. Only then is the one that
     it replaces deleted. When anything fails, no image is left of it, and what was there before stays.
   - What was killed before it could clean up after itself is cleaned up by the next export of the same disk.
@@ -96,7 +96,7 @@ options:
     default: 64KiB
   compress:
     description:
-      - Compresses the clusters of a qcow2, in this way. V(zstd) needs Python's zstandard on the host.
+      - Compresses the clusters of a qcow2, in this way. V(zstd) needs libzstd, which comes with QEMU.
       - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known.
     type: str
     choices: [zlib, zstd]
@@ -173,6 +173,7 @@ extends_documentation_fragment:
   - imageferry.glance._volume
   - imageferry.glance._transfer
   - imageferry.glance._controller
+  - imageferry.glance._controller.export
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud
 attributes:

@@ -67,7 +67,7 @@ options:
   decompress:
     description:
       - How the image is compressed as a whole, as many are that web servers offer; V(auto) tells by its first bytes.
-      - The hash is that of the compressed bytes. C(.zst) needs Python's zstandard or the program zstd on the host.
+      - The hash is that of the compressed bytes. C(.zst) needs the program zstd on the host, or Python 3.14.
     type: str
     choices: [none, auto, gzip, xz, zstd]
     default: none
@@ -144,6 +144,7 @@ extends_documentation_fragment:
   - imageferry.glance._transfer
   - imageferry.glance._transfer.download
   - imageferry.glance._controller
+  - imageferry.glance._controller.import
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud
   - ansible.builtin.files

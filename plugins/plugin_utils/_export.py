@@ -17,13 +17,13 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
     Update,
     describe,
     plan_update,
+    predict,
 )
 
-CONTENT = "imageferry_content"
+CONTENT = "owner_specified.imageferry.content"
 """The property that an image's content is told by, whatever its format."""
 
-_DRAFT_OF = "imageferry_export"  # the disk that a draft is to hold; only a draft has it
-_BLANK = {"visibility": "shared", "protected": False, "os_hidden": False, "min_disk": 0, "min_ram": 0}
+_DRAFT_OF = "owner_specified.imageferry.export"  # the disk that a draft is to hold; only a draft has it
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
 
@@ -100,7 +100,10 @@ class Export:
         return self._present if self._params["on_existing"] == "replace" else []
 
     def draft(self, surveyed: Surveyed) -> Image:
-        """A queued image for the disk; those that killed exports of it have left are removed first."""
+        """A queued image for the disk.
+
+        What killed exports of it have left is removed first: the host has just seen that none is going on.
+        """
         for left in _record.leftovers(self._cloud, _DRAFT_OF, surveyed.key):
             _record.discard(self._cloud, left)
         spec, mark = self._spec(surveyed), {_DRAFT_OF: surveyed.key}
@@ -123,7 +126,7 @@ class Export:
         image = _record.publish(self._cloud, stored, spec, drop=(_DRAFT_OF,))
         self._draft = None
         for old in self._retiring:
-            _record.delete(self._cloud, old)
+            _record.retire(self._cloud, old)
         return image
 
     def discard(self) -> None:
@@ -140,7 +143,7 @@ class Export:
         """What is said of the image that is there, and of the one that will be."""
         old = self._present[0] if self._present else None
         before = _lasting(describe(old, _record.members(self._cloud, old))) if old is not None else {}
-        after = self._spec(surveyed).apply_to({**describe({"tags": []}), **_BLANK})
+        after = predict(self._spec(surveyed), None, "", None)
         after["properties"] = {**after["properties"], CONTENT: surveyed.identity or "as exported"}
         return before, _lasting(after)
 
@@ -168,7 +171,7 @@ class Export:
 
 
 def _is_inherited(name: str, value: t.Any) -> bool:
-    return isinstance(value, str) and not name.startswith(("os_glance_", "imageferry_"))
+    return isinstance(value, str) and not name.startswith(("os_glance_", "owner_specified."))
 
 
 def _lasting(described: dict[str, t.Any]) -> dict[str, t.Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import discovery_spec
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     AmbiguousImage,
-    ImageConflict,
     ImageExists,
     ImageNotFound,
     InvalidOption,
@@ -41,6 +40,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._record import (
     members,
     own_images,
     own_project,
+    retire,
     show,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._upload import (
@@ -54,7 +54,6 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._upload import (
 Result = dict[str, t.Any]
 
 _WITH_BYTES = ("active", "deactivated")
-_HIDE = ImageSpec(hidden=True)
 
 
 @dataclass
@@ -187,7 +186,8 @@ def _make(cloud: Cloud, wish: Wish, order: Order, old: Image | None, content: tu
         image, after, fate = None, predicted, "would be removed"
     else:
         image = make_image(cloud, replace(order, spec=spec, image_id=None if old else wish.params["id"]))
-        after, fate = describe(image, members(cloud, image)), _retire(cloud, old, wish) if old else ""
+        after = describe(image, members(cloud, image))
+        fate = retire(cloud, old, wish.params["unprotect"]) if old else ""
     done = "Would make" if wish.check_mode else "Made"
     label = f"the image '{spec.name}'" + (f" ({format_size(after['size'])})" if after["size"] else "")
     return {
@@ -196,16 +196,6 @@ def _make(cloud: Cloud, wish: Wish, order: Order, old: Image | None, content: tu
         "image": _present(cloud, image) if image else None,
         "diff": {"before": describe(old, known) if old else {}, "after": after},
     }
-
-
-def _retire(cloud: Cloud, old: Image, wish: Wish) -> str:
-    """Removes an image whose place is taken, or hides it where the storage still needs it; says what became of it."""
-    try:
-        delete(cloud, old, wish.params["unprotect"])
-    except ImageConflict:  # as of a volume or a guest that is a clone of it
-        apply(cloud, old, plan_update(old, _HIDE, members(cloud, old)))
-        return "is still in use, and hidden"
-    return "is removed"
 
 
 def remove(cloud: Cloud, wish: Wish) -> Result:

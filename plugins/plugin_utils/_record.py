@@ -131,6 +131,19 @@ def delete(cloud: Cloud, image: Image, unprotect: bool = False) -> bool:
     return True
 
 
+def retire(cloud: Cloud, image: Image, unprotect: bool = False) -> str:
+    """Removes an image whose place is taken, or hides it where the storage still needs it; says what became of it.
+
+    :raises FerryError: see L(delete).
+    """
+    try:
+        delete(cloud, image, unprotect)
+    except ImageConflict:  # as of a volume or a guest that is a clone of it
+        apply(cloud, image, plan_update(image, ImageSpec(hidden=True), members(cloud, image)))
+        return "is still in use, and hidden"
+    return "is removed"
+
+
 def _protection(protected: bool) -> list[dict[str, t.Any]]:
     return [{"op": "replace", "path": "/protected", "value": protected}]
 

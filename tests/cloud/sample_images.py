@@ -212,10 +212,10 @@ def counting_raw(size: int = 8 * MIB, *, cache: Path | None = None) -> Path:
 
     def build(image: Path, _work: Path) -> None:
         with image.open("wb") as disk:
-            disk.write(COUNTER.ljust(510, b"\0") + b"\x55\xaa")
+            disk.write(boot_record(COUNTER, COUNTER_POSITION // SECTOR, (size - COUNTER_POSITION) // SECTOR))
             disk.truncate(size)
 
-    return cached(f"counting-{size}.raw", (size, COUNTER), build, cache)
+    return cached(f"counting-{size}.raw", (size, COUNTER, 2), build, cache)
 
 
 # A Debian system
@@ -300,11 +300,15 @@ def write_boot_loader(disk: Path, boot_sector: bytes, core: bytes) -> None:
     if SECTOR + len(core) > SYSTEM_PARTITION:
         raise SampleError(f"GRUB does not fit before the partition: {len(core)} bytes")
     first, count = SYSTEM_PARTITION // SECTOR, (SYSTEM_SIZE - SYSTEM_PARTITION) // SECTOR
+    with disk.open("r+b") as file:
+        file.write(boot_record(boot_sector[:446], first, count) + core)
+
+
+def boot_record(code: bytes, first: int, count: int) -> bytes:
+    """A master boot record with one partition, of so many sectors; Glance refuses a raw image whose record has none."""
     no_chs = b"\xfe\xff\xff"  # the address is the sector number alone
     partition = struct.pack("<B3sB3sII", 0x80, no_chs, 0x83, no_chs, first, count)
-    record = boot_sector[:446] + partition.ljust(64, b"\0") + b"\x55\xaa"
-    with disk.open("r+b") as file:
-        file.write(record + core)
+    return code.ljust(446, b"\0") + partition.ljust(64, b"\0") + b"\x55\xaa"
 
 
 # Boot

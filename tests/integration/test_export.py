@@ -57,7 +57,7 @@ def test_a_chain_becomes_one_image(export, glance, chain, tmp_path, options, ima
     (image,) = listed(glance, name)
     stored = record(glance, image)
     assert stored["status"] == "active" and not stored["os_hidden"] and stored["disk_format"] == image_format
-    assert stored["min_disk"] == 0 and "imageferry_export" not in stored
+    assert stored["min_disk"] == 0 and "owner_specified.imageferry.export" not in stored
     assert made["transfer"]["bytes"] == stored["size"]
     copy = download(glance, stored, tmp_path / "copy")
     assert same_disk(chain, "qcow2", copy, image_format)

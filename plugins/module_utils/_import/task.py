@@ -144,8 +144,8 @@ def _wanted_image(params: dict[str, t.Any], volume_format: str) -> Provenance:
 
 
 def _is_fleeting(key: str) -> bool:
-    """Whether Glance's field C(key) speaks of the upload (also openstacksdk's own notes on it) or of the cloud."""
-    return key in _NOT_KEPT or key.startswith("owner_specified.openstack.")
+    """Whether Glance's field C(key) speaks of the upload (also the notes that tools keep on it) or of the cloud."""
+    return key in _NOT_KEPT or key.startswith("owner_specified.")
 
 
 def _wanted_url(params: dict[str, t.Any], options: HttpOptions, volume_format: str) -> Provenance:

@@ -199,8 +199,7 @@ class _Upload:
         except Lost as lost:
             return self._explain(lost, outgoing)
         except SourceFailed as err:
-            failure = err.error
-        raise failure  # here, so that it has no other context than its own
+            raise err.error from None
 
     def _judge(self, response: requests.Response, outgoing: Outgoing) -> Lost:
         """What an answer says, unless it is final.
