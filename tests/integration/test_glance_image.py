@@ -238,10 +238,7 @@ def test_metadata_is_added_changed_and_removed(carry_out, cloud, made):
 def test_purging_leaves_what_is_named_and_what_tools_noted(carry_out, cloud, made):
     session = connect(cloud)
     session.image.update_image(made["id"], **{"owner_specified.openstack.md5": "kept"})
-    carry_out(
-        {"id": made["id"], "properties": {"only": "1"}, "purge_properties": True, "tags": [],
-                     "purge_tags": True},
-    )  # fmt: skip
+    carry_out({"id": made["id"], "properties": {"only": "1"}, "purge_properties": True, "tags": [], "purge_tags": True})
     (there,) = everything(cloud)
     assert there["only"] == "1" and there["owner_specified.openstack.md5"] == "kept" and there["tags"] == []
     assert not {"kept", "changed", "gone"} & set(there)

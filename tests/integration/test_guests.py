@@ -45,16 +45,20 @@ def libvirt():
 
 
 def define(name, folder, disks, boots=False):
-    """Has libvirt know a guest, whose disks are files of the folder with their formats."""
-    described = "".join(
-        f"<disk type='file' device='disk'><driver name='qemu' type='{image_format}'/>"
-        f"<source file='{folder / file}'/><target dev='{target}' bus='virtio'/></disk>"
-        for target, (file, image_format) in disks.items()
-    )
-    boot = "<boot dev='hd'/>" if boots else ""
+    """Has libvirt know a guest, whose disks are files of the folder with their formats.
+
+    :param boots: whether its BIOS sees the disks, which it does of those that it may boot from.
+    """
+    described = ""
+    for order, (target, (file, image_format)) in enumerate(disks.items(), 1):
+        described += (
+            f"<disk type='file' device='disk'><driver name='qemu' type='{image_format}'/>"
+            f"<source file='{folder / file}'/><target dev='{target}' bus='virtio'/>"
+        )
+        described += f"<boot order='{order}'/></disk>" if boots else "</disk>"
     (folder / "guest.xml").write_text(
         f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
-        f"<os><type arch='x86_64'>hvm</type>{boot}</os><devices>{described}</devices></domain>"
+        f"<os><type arch='x86_64'>hvm</type></os><devices>{described}</devices></domain>"
     )
     virsh("define", folder / "guest.xml")
 

@@ -155,9 +155,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }  # fmt: skip
         return count
 
-    def _answer(self, status: int, headers: t.Mapping[str, str] = {}, body: bytes = b"") -> None:
+    def _answer(self, status: int, headers: t.Mapping[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         if status != 204:
             self.send_header("Content-Length", str(len(body)))
