@@ -1,11 +1,12 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Measures the import against what people use instead, side by side in one run: ``make bench``.
+"""Measures import and export against what people use instead, side by side in one run: ``make bench``.
 
 The contenders take turns, so that a machine that gets slower gets slower for all; what is printed are medians, and
-ratios of them beside their targets. They fetch from a real Glance on this machine. The import is the module as it runs
-on a host, with the arguments that the controller gives it; Ansible is part of the comparison with its copy alone.
+ratios of them beside their targets. They talk to a real Glance on this machine. Import and export are the modules as
+they run on a host, with the arguments that the controller gives them; Ansible is part of the comparison with its copy
+alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ansible
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "cloud"), str(ROOT / "tests" / "integration")]
 import background  # noqa: E402
@@ -37,7 +40,8 @@ GIB = 1024**3
 BLOCK = 64 * 1024
 CAP = 50 * 10**6  # bytes a second of each connection, where they are capped
 TASKS = 5  # of one kind in a playbook, so that they outweigh its start
-MODULE = ROOT / "plugins" / "modules" / "glance_image_import.py"
+MODULES = ROOT / "plugins" / "modules"
+HOST_PYTHON = "/usr/bin/python3"  # the distribution's, which its python3-libnbd goes with
 COLLECTIONS = ROOT / ".cache" / "collections"
 
 
@@ -50,11 +54,28 @@ class Image(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a command took, or the medians of several runs: bytes of the largest of its processes, bytes kept aside."""
+    """What a command took, or the medians of several runs.
+
+    :param memory: bytes of the largest of its processes.
+    :param cpu: seconds of all its processes.
+    :param staged: bytes kept aside.
+    :param moved: bytes that went over the network, where that is counted.
+    """
 
     seconds: float
     memory: float
+    cpu: float = 0
     staged: float = 0
+    moved: float = 0
+
+    def __add__(self, then: Run) -> Run:  # type: ignore[override]
+        return Run(
+            self.seconds + then.seconds,
+            max(self.memory, then.memory),
+            self.cpu + then.cpu,
+            self.staged + then.staged,
+            self.moved + then.moved,
+        )
 
 
 Contender = Callable[[], Run]
@@ -109,7 +130,7 @@ class Bench:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"{command[0]} failed:\n{output.read_text()}")
-        return Run(time.monotonic() - started, usage.ru_maxrss * 1024)
+        return Run(time.monotonic() - started, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
 
     def curl(self, image: Image) -> Run:
         return self.run(["curl", "-sSf", "-H", f"@{self.headers}", "-o", self.target, image.url])
@@ -122,10 +143,8 @@ class Bench:
         return self.run([*command, f"--file={self.target}", image.described["id"]])
 
     def save_and_convert(self, image: Image) -> Run:
-        saved = self.save(image)
         command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.target, self.folder / "converted"]
-        converted = self.run(command)
-        return Run(saved.seconds + converted.seconds, max(saved.memory, converted.memory))
+        return self.save(image) + self.run(command)
 
     def fetch(self, image: Image, **options: Any) -> Run:
         """The module."""
@@ -133,19 +152,67 @@ class Bench:
             "url": image.url,
             "_image": image.described,
             "_token": self.token,
-            "_ansible_remote_tmp": str(self.folder),
             **({} if "device" in options else {"path": str(self.target)}),
             **options,
         }
+        run, result = self.module("glance_image_import", arguments, sys.executable, COLLECTIONS)
+        return run._replace(staged=result["transfer"]["staged_bytes"])
+
+    def module(self, name: str, arguments: dict[str, Any], python: str, libraries: Path) -> tuple[Run, dict[str, Any]]:
         given = self.folder / "arguments.json"
-        background.write_private(given, json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
-        run = self.run([sys.executable, MODULE, given], PYTHONPATH=str(COLLECTIONS))
-        transfer = json.loads((self.folder / "output").read_text().splitlines()[-1])["transfer"]
-        return run._replace(staged=transfer["staged_bytes"])
+        told = {**arguments, "_ansible_remote_tmp": str(self.folder)}
+        background.write_private(given, json.dumps({"ANSIBLE_MODULE_ARGS": told}))
+        run = self.run([python, MODULES / f"{name}.py", given], PYTHONPATH=str(libraries))
+        return run, json.loads((self.folder / "output").read_text().splitlines()[-1])
 
     def fetch_unverified(self, image: Image) -> Run:
         kept = {name: value for name, value in image.described.items() if not name.startswith("os_hash")}
         return self.fetch(image._replace(described=kept), allow_unverified=True)
+
+    def push(self, disk: Path, image_format: str, **options: Any) -> Run:
+        """The module that exports."""
+        image = self.draft(image_format)
+        target = {"url": f"{self.cloud.image_url}/v2/images/{image}/file", "format": image_format, "known": []}
+        arguments = {"path": str(disk), "source_format": "raw", "name": "bench", "spool_dir": str(self.folder),
+                     "_known": {}, "_images": {"": target}, "_token": self.token, **options}  # fmt: skip
+        run, result = self.module("glance_image_export", arguments, HOST_PYTHON, self.host_libraries())
+        self.remove(image)
+        transfer = result["disks"][0]["transfer"]
+        return run._replace(staged=transfer["spooled_bytes"], moved=transfer["bytes"])
+
+    def convert_and_push(self, disk: Path, image_format: str, *options: str, curl: bool = False) -> Run:
+        """What people do instead, with openstackclient or with curl."""
+        converted = self.folder / "converted"
+        made = self.run(["qemu-img", "convert", "-f", "raw", "-O", image_format, *options, disk, converted])
+        size = converted.stat().st_blocks * 512
+        image = self.draft(image_format)
+        if curl:
+            where = f"{self.cloud.image_url}/v2/images/{image}/file"
+            kind = "Content-Type: application/octet-stream"
+            sent = self.run(["curl", "-sSf", "-H", f"@{self.headers}", "-H", kind, "-T", converted, where])
+        else:
+            command = [self.venv / "bin" / "openstack", "image", "create", f"--disk-format={image_format}"]
+            self.remove(image)
+            sent = self.run([*command, f"--file={converted}", "-f", "value", "-c", "id", "bench"])
+            image = (self.folder / "output").read_text().split()[-1]
+        self.remove(image)
+        return (made + sent)._replace(staged=size, moved=converted.stat().st_size)
+
+    def draft(self, image_format: str) -> str:
+        made = self.openstack("image", "create", f"--disk-format={image_format}", "bench")
+        return str(made["id"])
+
+    def remove(self, image: str) -> None:
+        subprocess.run([self.venv / "bin" / "openstack", "image", "delete", image], env=self.environment, check=True)
+
+    def host_libraries(self) -> Path:
+        """Where the distribution's Python finds Ansible and the collections, and nothing else."""
+        folder = self.folder / "libraries"
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "ansible").symlink_to(Path(ansible.__file__).parent)
+            (folder / "ansible_collections").symlink_to(COLLECTIONS / "ansible_collections")
+        return folder
 
     def play(self, *tasks: dict[str, Any]) -> Run:
         playbook = self.folder / "playbook.json"
@@ -167,10 +234,15 @@ class Bench:
                 if number:
                     runs[label].append(run)
         medians = {label: Run(*map(statistics.median, zip(*runs[label], strict=True))) for label in contenders}
-        print(f"\n{title}, medians of {self.rounds}\n{'':36}{'seconds':>8}{'MiB/s':>8}{'peak MiB':>10}")
+        print(
+            f"\n{title}, medians of {self.rounds}\n{'':36}{'seconds':>8}{'MiB/s':>8}{'CPU s':>8}{'peak MiB':>10}"
+            f"{'aside MiB':>11}{'moved MiB':>11}"
+        )
         for label, run in medians.items():
             rate = f"{size / MIB / run.seconds:8.0f}" if size else f"{'':8}"
-            print(f"{label:36}{run.seconds:8.2f}{rate}{run.memory / MIB:10.0f}")
+            moved = f"{run.moved / MIB:11.0f}" if run.moved else ""
+            kept = f"{run.memory / MIB:10.0f}{run.staged / MIB:11.0f}"
+            print(f"{label:36}{run.seconds:8.2f}{rate}{run.cpu:8.2f}{kept}{moved}")
         return medians
 
     def allocation(self, image: Image) -> float:
@@ -260,8 +332,15 @@ def measure_empty(bench: Bench) -> None:
     file = bench.folder / "empty.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", file, "1T"], check=True)
     image = bench.upload(file, "qcow2")
-    (run,) = bench.compare("An empty 1 TiB qcow2", {"import to raw": lambda: bench.fetch(image, format="raw")}).values()
-    ratio("P10 seconds", run.seconds, "at most 10")
+    runs = bench.compare(
+        "An empty 1 TiB qcow2",
+        {
+            "import to raw": lambda: bench.fetch(image, format="raw"),
+            "export": lambda: bench.push(file, "qcow2", source_format="qcow2"),
+        },
+    )
+    for label, run in runs.items():
+        ratio(f"P10 seconds, {label}", run.seconds, "at most 10")
 
 
 def measure_task(bench: Bench) -> None:
@@ -316,6 +395,31 @@ def measure_connections(bench: Bench) -> None:
     ratio("auto / best, where each is slow", slow_auto / min(slow_one, slow_four), "at most 1.33")
 
 
+def measure_export(bench: Bench) -> None:
+    """A half-empty disk of files that compress to half their size."""
+    disk = sample_images.half_empty_raw(bench.size, compressible=True)
+    compressed = ("-c", "-W", "-m8", "-o", "compression_type=zstd")
+    runs = bench.compare(
+        f"Export of a half-empty raw disk of {bench.size / GIB:g} GiB",
+        {
+            "raw: convert, image create": lambda: bench.convert_and_push(disk, "raw"),
+            "raw: export": lambda: bench.push(disk, "raw"),
+            "qcow2: convert, image create": lambda: bench.convert_and_push(disk, "qcow2"),
+            "qcow2: convert, curl -T": lambda: bench.convert_and_push(disk, "qcow2", curl=True),
+            "qcow2: export": lambda: bench.push(disk, "qcow2"),
+            "zstd: convert -W -m8, image create": lambda: bench.convert_and_push(disk, "qcow2", *compressed),
+            "zstd: convert -W -m8, curl -T": lambda: bench.convert_and_push(disk, "qcow2", *compressed, curl=True),
+            "zstd: export": lambda: bench.push(disk, "qcow2", compress="zstd"),
+        },
+        bench.size,
+    )
+    qcow2, zstd = runs["qcow2: export"], runs["zstd: export"]
+    other, other_zstd = runs["qcow2: convert, curl -T"], runs["zstd: convert -W -m8, curl -T"]
+    ratio("P6 export qcow2 / (convert + curl -T)", qcow2.seconds / other.seconds, "at most 0.55")
+    ratio("P6 bytes kept elsewhere meanwhile", qcow2.staged, "0")
+    ratio("P7 export zstd / (convert -c + curl -T)", zstd.seconds / other_zstd.seconds, "at most 0.95")
+
+
 MEASURED: dict[str, Callable[[Bench], None]] = {
     "raw": measure_raw,
     "qcow2": measure_qcow2,
@@ -323,6 +427,7 @@ MEASURED: dict[str, Callable[[Bench], None]] = {
     "empty": measure_empty,
     "task": measure_task,
     "connections": measure_connections,
+    "export": measure_export,
 }
 
 

@@ -252,7 +252,7 @@ transfer:
       description: Bytes that went over the network.
       type: int
     zero_bytes:
-      description: Bytes of the disk that are zeros, and were not sent.
+      description: Bytes of the disk that are known to be zeros. A qcow2 goes without them.
       type: int
     spooled_bytes:
       description: Bytes that were kept in O(spool_dir) meanwhile.

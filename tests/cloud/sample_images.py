@@ -175,11 +175,18 @@ def filesystem_qcow2(size: int = 64 * MIB, *, compressed: bool = False, cache: P
 STRETCH = 32 * MIB
 
 
-def half_empty_raw(size: int = 3072 * MIB, *, cache: Path | None = None) -> Path:
-    """A raw disk that is worth watching on its way: stretches of noise and, as long as them, holes. Made in seconds."""
+def half_empty_raw(size: int = 3072 * MIB, *, compressible: bool = False, cache: Path | None = None) -> Path:
+    """A raw disk that is worth watching on its way: stretches of noise and, as long as them, holes. Made in seconds.
+
+    :param compressible: whether half of the noise is none, in turns of 2 KiB.
+    """
 
     def build(image: Path, _work: Path) -> None:
         noise = os.urandom(MIB)
+        if compressible:
+            noise = b"".join(
+                noise[start : start + 2048] + b"imageferry " * 186 + b"\n\n" for start in range(0, MIB, 4096)
+            )
         with image.open("wb") as disk:
             disk.truncate(size)
             for start in range(0, size, 2 * STRETCH):
@@ -188,7 +195,8 @@ def half_empty_raw(size: int = 3072 * MIB, *, cache: Path | None = None) -> Path
                     # No two blocks are the same, which storage could notice.
                     disk.write((position.to_bytes(8, "little") + noise[8:])[: size - position])
 
-    return cached(f"half-empty-{size}.raw", (size, STRETCH), build, cache)
+    name = f"half-empty-{size}{'-compressible' if compressible else ''}.raw"
+    return cached(name, (size, STRETCH, *([compressible] if compressible else [])), build, cache)
 
 
 # A guest that counts
