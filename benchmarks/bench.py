@@ -172,7 +172,12 @@ class Bench:
     def push(self, disk: Path, image_format: str, **options: Any) -> Run:
         """The module that exports."""
         image = self.draft(image_format)
-        target = {"url": f"{self.cloud.image_url}/v2/images/{image}/file", "format": image_format, "known": []}
+        target = {
+            "url": f"{self.cloud.image_url}/v2/images/{image}/file",
+            "format": image_format,
+            "known": [],
+            "hash": "sha512",
+        }
         arguments = {"path": str(disk), "source_format": "raw", "name": "bench", "spool_dir": str(self.folder),
                      "_known": {}, "_images": {"": target}, "_token": self.token, **options}  # fmt: skip
         run, result = self.module("glance_image_export", arguments, HOST_PYTHON, self.host_libraries())

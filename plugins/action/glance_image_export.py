@@ -19,6 +19,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._action import F
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Surveyed
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image
+from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
 
@@ -73,7 +74,8 @@ class _Host:
         token = self._action.ask_once({"token": options}, lambda: issue_token(self._cloud))
         tokens = TokenChain(token, options)
         client_cert, client_key = self._cloud.client_certificate()
-        targets = {disk.surveyed.disk: self._target(disk) for disk in disks}
+        algorithm = hash_algorithm(self._cloud)
+        targets = {disk.surveyed.disk: {**self._target(disk), "hash": algorithm} for disk in disks}
         arguments: dict[str, t.Any] = {
             "_images": targets,
             "_known": {},

@@ -158,6 +158,12 @@ def discard(cloud: Cloud, image: Image) -> None:
             return
 
 
+def hash_algorithm(cloud: Cloud) -> str | None:
+    """What this Glance hashes images with (its C(os_hash_algo)), as some image tells; None where none does."""
+    page = cloud.get("/images", params={"status": "active", "limit": 1, "sort": "created_at:desc"}).json()
+    return next((image.get("os_hash_algo") for image in page["images"]), None)
+
+
 def own_project(cloud: Cloud) -> str | None:
     """The id of the project that this session works in; None without authentication."""
     project_id: str | None = cloud.identity().get("project", {}).get("id")
