@@ -30,6 +30,18 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     describe_cause,
 )
 
+# Ansible's main process loads a task's action plugin before it forks a worker for each host: what is imported here is
+# imported once, and not by every worker again, which takes half a second each.
+try:
+    import openstack
+    import openstack.connection
+    import openstack.exceptions as sdk
+    from keystoneauth1 import exceptions as ksa
+except ImportError as import_error:
+    _MISSING: ImportError | None = import_error
+else:
+    _MISSING = None
+
 _API_TIMEOUT = 60
 _LONGEST_REASON = 16 * 1024
 _PATCH = "application/openstack-images-v2.1-json-patch"
@@ -203,8 +215,6 @@ def _read(path: str, what: str) -> str:
 
 
 def _connect(params: t.Mapping[str, t.Any]) -> t.Any:
-    import openstack
-
     given = {sdk: params[option] for option, sdk in _OPTIONS.items() if params.get(option) is not None}
     if isinstance(params.get("cloud"), dict):
         if given:
@@ -221,14 +231,11 @@ def _connect(params: t.Mapping[str, t.Any]) -> t.Any:
 @contextlib.contextmanager
 def _cloud_errors() -> t.Iterator[None]:
     """Turns what openstacksdk and keystoneauth raise into this collection's errors."""
-    try:
-        import openstack.exceptions as sdk
-        from keystoneauth1 import exceptions as ksa
-    except ImportError as err:
+    if _MISSING is not None:
         raise MissingDependency(
             "openstacksdk is not installed on the controller.",
             "Install it beside ansible-core: pip install openstacksdk.",
-        ) from err
+        ) from _MISSING
     try:
         yield
     except (sdk.ConfigException, ksa.MissingRequiredOptions, ksa.AuthPluginException) as err:
