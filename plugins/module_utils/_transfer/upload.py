@@ -195,11 +195,14 @@ class _Upload:
             # requests would send a body without bytes chunked.
             body = outgoing if self._body.length else b"".join(outgoing)
             with self._file.put(body, headers, self._answer_timeout) as response:
-                return self._judge(response, outgoing)
+                outcome: Lost | Exception = self._judge(response, outgoing)
         except Lost as lost:
-            return self._explain(lost, outgoing)
+            outcome = self._explain(lost, outgoing)
         except SourceFailed as err:
-            raise err.error from None
+            outcome = err.error
+        if isinstance(outcome, Lost):
+            return outcome
+        raise outcome  # here, so that it has no other context than its own
 
     def _judge(self, response: requests.Response, outgoing: Outgoing) -> Lost:
         """What an answer says, unless it is final.
