@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -201,6 +202,24 @@ def find_images(import_image):
         return import_image(task, module="glance_image_info")
 
     return find
+
+
+def kill_with_all_that_it_started(run):
+    """SIGKILL for a run of L(Playbook), so that nothing of it can clean up."""
+    for pid in [run.pid, *descendants(run.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    run.communicate()
+
+
+def descendants(pid):
+    """The processes that it has started, and those that these have."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found += [int(path.parent.name), *descendants(int(path.parent.name))]
+    return found
 
 
 def wait_for(condition, timeout=60):

@@ -3,29 +3,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import MIB, download, listed, qemu_img, qemu_io, record, same_disk, wait_for
+from conftest import (
+    MIB,
+    download,
+    kill_with_all_that_it_started,
+    listed,
+    qemu_img,
+    qemu_io,
+    record,
+    same_disk,
+    wait_for,
+)
 
 GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
-
-
-def descendants(pid):
-    """The processes that it has started, and those that these have."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            if parent == pid:
-                found += [int(path.parent.name), *descendants(int(path.parent.name))]
-    return found
 
 
 @pytest.fixture
@@ -181,9 +177,7 @@ def test_a_killed_export_is_cleaned_up_by_the_next(export, glance, tmp_path):
     foreign = glance.post("/images", json={"name": "killed", "disk_format": "raw", "container_format": "bare"}).json()
     run = export.start(f"path: {disk}\nname: killed\nrate_limit: 1MiB")
     wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "killed")))
-    for pid in [run.pid, *descendants(run.pid)]:
-        os.kill(pid, signal.SIGKILL)
-    run.communicate()
+    kill_with_all_that_it_started(run)
     assert len(listed(glance, "killed")) == 2
     wait_for(lambda: all(image["status"] != "saving" for image in listed(glance, "killed")))
     assert export(f"path: {other}\nname: killed\non_existing: new")["changed"]

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 import sample_images
 import yaml
-from conftest import HOST_PYTHON, MIB, download, listed, qemu_img, record, virtual_size, wait_for
+from conftest import (
+    HOST_PYTHON,
+    MIB,
+    download,
+    kill_with_all_that_it_started,
+    listed,
+    qemu_img,
+    record,
+    virtual_size,
+    wait_for,
+)
 
 GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
 
@@ -145,6 +155,18 @@ def test_a_running_guest_is_exported_at_one_moment(export, glance, guest, tmp_pa
     assert not export(yaml.safe_dump({"domain": guest.name, "disks": wanted}))["changed"]
     for name in ("live-a", "live-c"):
         assert len(listed(glance, name)) == 1
+
+
+def test_what_a_killed_export_leaves_of_a_backup_is_ended_by_the_next(export, glance, guest):
+    write_in_guest(guest, 0, "write -P 3 0 8M")
+    task = f"domain: {guest.name}\ndisk: vda\nname: killed-live\nformat: raw"
+    run = export.start(f"{task}\nrate_limit: 1MiB")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "killed-live")))
+    kill_with_all_that_it_started(run)
+    assert list(guest.folder.glob(".imageferry*")), "QEMU still keeps what the guest overwrites"
+    assert export(task)["changed"]
+    assert [image["status"] for image in listed(glance, "killed-live")] == ["active"]
+    assert not list(guest.folder.glob(".imageferry*")) and "None" in virsh("domjobinfo", guest.name).stdout
 
 
 @pytest.fixture
