@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ansible
+import requests
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "cloud"), str(ROOT / "tests" / "integration")]
@@ -204,8 +205,12 @@ class Bench:
         return (made + sent)._replace(staged=size, moved=converted.stat().st_size)
 
     def draft(self, image_format: str) -> str:
-        made = self.openstack("image", "create", f"--disk-format={image_format}", "bench")
-        return str(made["id"])
+        """A queued image, which openstackclient cannot make: it takes its standard input for the bytes."""
+        told = {"name": "bench", "disk_format": image_format, "container_format": "bare"}
+        headers = {"X-Auth-Token": self.token}
+        answer = requests.post(f"{self.cloud.image_url}/v2/images", json=told, headers=headers, timeout=60)
+        answer.raise_for_status()
+        return str(answer.json()["id"])
 
     def remove(self, image: str) -> None:
         subprocess.run([self.venv / "bin" / "openstack", "image", "delete", image], env=self.environment, check=True)
