@@ -42,8 +42,7 @@ class ActionModule(FerryAction):
         _check_sense(params)
         if params["src"]:
             params["src"] = self._find(params["src"])
-        check_mode = bool(self._task.check_mode)
-        return self.ask_once({**params, "check_mode": check_mode}, lambda: _do(params, check_mode))
+        return self.ask_once({**params, "check_mode": self.is_check}, lambda: _do(params, self.is_check))
 
     def _find(self, path: str) -> str:
         """A file of the playbook's or role's folder C(files), as ansible.builtin.copy finds it."""

@@ -18,7 +18,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Surveyed
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image
+from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, Update
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
@@ -117,14 +117,14 @@ class _Disk:
 
     def __init__(self, export: Export, surveyed: Surveyed) -> None:
         self.export, self.surveyed = export, surveyed
-        self._update = export.decide(surveyed)
-        self._before, self._after = export.predicted(surveyed)
-        self._image: dict[str, t.Any] = {"name": export.name, **self._after}
         self._transfer: dict[str, t.Any] | None = None
+        self._update = export.decide(surveyed)
         self._new = self._update is None
-        if self._update is not None and surveyed.identity is not None:
-            self._image = export.holding(surveyed.identity)
-            self._before, self._after = self._update.before, self._update.after
+        if self._update is None:
+            self._before, self._after = export.predicted(surveyed)
+            self._image: dict[str, t.Any] = {"name": export.name, **self._after}
+        else:
+            self._meet(self._update)
 
     def is_there(self) -> bool:
         """Whether an image holds the content already."""
@@ -137,6 +137,7 @@ class _Disk:
         if transfer is None:
             self.export.discard()
             self._new = False
+            self._meet(self.export.update(self.surveyed))
             return
         digests = [Digest(*digest) for digest in pushed["digests"]]
 
@@ -148,9 +149,13 @@ class _Disk:
 
     def settle(self) -> None:
         """Brings an image up to date that was there already."""
-        if not self._new and self.surveyed.identity is not None:
-            self._image, self._update = self.export.settle(self.surveyed.identity, self.surveyed)
-            self._before, self._after = self._update.before, self._update.after
+        if self._update is not None:
+            self._image = self.export.settle(self.surveyed, self._update)
+
+    def _meet(self, update: Update) -> None:
+        """Takes note of the image that holds the content already, and of what has to be changed of it."""
+        self._update, self._image = update, self.export.holding(self.surveyed)
+        self._before, self._after = update.before, update.after
 
     def result(self) -> dict[str, t.Any]:
         """What there is to say of it."""

@@ -65,7 +65,7 @@ class ActionModule(FerryAction):
         label: str | None,
     ) -> dict[str, t.Any]:
         """Has the host fetch C(size) bytes; see L(run_watched) for the rest."""
-        unwatched = self._task.async_val or self._task.check_mode
+        unwatched = self._task.async_val or self.is_check
         if not unwatched and (size is None or size >= WORTH_WATCHING):
             return run_watched(self, _MODULE, arguments, task_vars, tokens, label)
         result = self.run_module(_MODULE, arguments, task_vars)

@@ -74,25 +74,25 @@ class Export:
 
         :raises ImageExists, ProtectedImage: a new one is, and there is one that must not go for it.
         """
-        if surveyed.identity in self.known and surveyed.identity is not None:
-            return self._update(surveyed.identity, surveyed)
+        if surveyed.identity in self.known:
+            return self.update(surveyed)
         if self._present and self._params["on_existing"] == "fail":
             raise ImageExists(f"The image '{self.name}' ({self._present[0]['id']}) has another content.")
         for image in self._retiring:
             _record.check_removable(image, unprotect=False)
         return None
 
-    def settle(self, identity: str, surveyed: Surveyed) -> tuple[Image, Update]:
-        """Brings the image that holds the content up to date; what it was before is in the update."""
-        update = self._update(identity, surveyed)
-        return _record.apply(self._cloud, self.holding(identity), update), update
+    def settle(self, surveyed: Surveyed, update: Update) -> Image:
+        """Brings the image that holds the content up to date."""
+        return _record.apply(self._cloud, self.holding(surveyed), update)
 
-    def holding(self, identity: str) -> Image:
-        """The newest image that holds the content."""
-        return next(image for image in self._present if image.get(CONTENT) == identity)
+    def holding(self, surveyed: Surveyed) -> Image:
+        """The newest image that holds the content, which is L(known)."""
+        return next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
 
-    def _update(self, identity: str, surveyed: Surveyed) -> Update:
-        image = self.holding(identity)
+    def update(self, surveyed: Surveyed) -> Update:
+        """What has to be changed of the image that holds the content."""
+        image = self.holding(surveyed)
         return plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
 
     @property
