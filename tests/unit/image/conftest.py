@@ -8,7 +8,7 @@ import random
 import subprocess
 
 import pytest
-from ansible_collections.imageferry.glance.plugins.module_utils._nbd.raw_file import RawDisk
+from ansible_collections.imageferry.glance.tests.unit.image.raw_disk import RawDisk
 
 MIB = 1024**2
 

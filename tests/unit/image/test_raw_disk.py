@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import StorageError
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import Extent
-from ansible_collections.imageferry.glance.plugins.module_utils._nbd.raw_file import RawDisk
+from ansible_collections.imageferry.glance.tests.unit.image.raw_disk import RawDisk
 
 MIB = 1024**2
 
