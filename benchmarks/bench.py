@@ -184,7 +184,7 @@ class Bench:
         run, result = self.module("glance_image_export", arguments, HOST_PYTHON, self.host_libraries())
         self.remove(image)
         transfer = result["disks"][0]["transfer"]
-        return run._replace(staged=transfer["spooled_bytes"], moved=transfer["bytes"])
+        return run._replace(staged=transfer["staged_bytes"], moved=transfer["bytes"])
 
     def convert_and_push(self, disk: Path, image_format: str, *options: str, curl: bool = False) -> Run:
         """What people do instead, with openstackclient or with curl."""

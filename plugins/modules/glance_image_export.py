@@ -254,7 +254,7 @@ transfer:
     zero_bytes:
       description: Bytes of the disk that are known to be zeros. A qcow2 goes without them.
       type: int
-    spooled_bytes:
+    staged_bytes:
       description: Bytes that were kept in O(spool_dir) meanwhile.
       type: int
     seconds:

@@ -56,6 +56,7 @@ def test_a_chain_becomes_one_image(export, glance, chain, tmp_path, options, ima
     assert stored["status"] == "active" and not stored["os_hidden"] and stored["disk_format"] == image_format
     assert stored["min_disk"] == 0 and "owner_specified.imageferry.export" not in stored
     assert made["transfer"]["bytes"] == stored["size"]
+    assert ("compress" in options) == (0 < made["transfer"]["staged_bytes"] < stored["size"])
     copy = download(glance, stored, tmp_path / "copy")
     assert same_disk(chain, "qcow2", copy, image_format)
     if "0.10" in options:

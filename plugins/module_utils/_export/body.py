@@ -57,8 +57,8 @@ def make_body(
     form: ImageForm,
     hasher: ContentHasher,
     on_progress: t.Callable[[int], None],
-) -> t.Iterator[Body]:
-    """The bytes that are to be sent, whose number is known.
+) -> t.Iterator[tuple[Body, int]]:
+    """The bytes that are to be sent, whose number is known, and how many are kept aside meanwhile.
 
     :param data: where the disk may hold data; the rest is not read.
     :param hasher: has seen the whole disk once the body was sent.
@@ -66,9 +66,9 @@ def make_body(
     :raises NoSpace: compressed bytes cannot be kept.
     """
     if form.format != "qcow2":
-        yield RawBody(disk, data, hasher)
+        yield RawBody(disk, data, hasher), 0
     elif form.compress is None:
-        yield Qcow2Body(disk, data, form.cluster_size, form.compat, hasher)
+        yield Qcow2Body(disk, data, form.cluster_size, form.compat, hasher), 0
     else:
         body = CompressedQcow2Body(
             disk,
@@ -81,4 +81,4 @@ def make_body(
         )
         with contextlib.closing(body):
             body.prepare(on_progress)
-            yield body
+            yield body, body.spooled_bytes

@@ -114,15 +114,14 @@ def _push(
             return {**told, "identity": looked.identity, "transfer": None}
         data = looked.data
     hasher = ContentHasher(flat.size)
-    with make_body(flat, data, _form(params, image["format"]), hasher, read) as body:
+    with make_body(flat, data, _form(params, image["format"]), hasher, read) as (body, staged):
         sent = upload(body, image["url"], options, control, [image["hash"]] if image["hash"] else ALGORITHMS)
-        spooled = body.length if params["compress"] else 0
     if looked is not None and looked.identity != hasher.identity:
         raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
     if subject.guest is None:
         _check_unchanged(subject, recollection)
         recollection.keep(hasher.identity)
-    transfer = {**sent.to_dict(), "zero_bytes": flat.size - data.data_bytes, "spooled_bytes": spooled}
+    transfer = sent.to_dict(flat.size - data.data_bytes, staged)
     return {**told, "identity": hasher.identity, "transfer": transfer, "digests": sent.digests}
 
 

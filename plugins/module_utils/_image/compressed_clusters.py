@@ -68,6 +68,11 @@ class CompressedClusters:
         """The parts of the disk that the clusters are of."""
         return self._data.runs(self._cluster)
 
+    @property
+    def spooled_bytes(self) -> int:
+        """The bytes that the spool holds."""
+        return sum(self.sizes) if self._spool is not None else 0
+
     def make(self, on_progress: t.Callable[[int], None]) -> None:
         """Compresses all for the first time. The spool stays until L(close).
 

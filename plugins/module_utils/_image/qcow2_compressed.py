@@ -75,6 +75,11 @@ class CompressedQcow2Body:
             raise ValueError("nothing has been compressed yet")
         return self._geometry.length(self._end)
 
+    @property
+    def spooled_bytes(self) -> int:
+        """The bytes in the spool."""
+        return self._clusters.spooled_bytes
+
     def prepare(self, on_progress: t.Callable[[int], None] = lambda _offset: None) -> None:
         """Compresses the disk for the first time. The spool stays until L(close).
 

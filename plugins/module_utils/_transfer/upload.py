@@ -80,16 +80,24 @@ class Sent:
     """
 
     size: int
-    zero_bytes: int
     seconds: float
     digests: tuple[Digest, ...]
     verified: Digest | None
     restarts: int
 
-    def to_dict(self) -> dict[str, t.Any]:
-        """The C(transfer) of a task's result."""
+    def to_dict(self, zero_bytes: int = 0, staged: int = 0) -> dict[str, t.Any]:
+        """The C(transfer) of a task's result.
+
+        :param zero_bytes: of what was sent, how many are known to be zeros.
+        :param staged: bytes that were kept aside before they were sent.
+        """
         return describe_transfer(
-            self.size, self.seconds, zero_bytes=self.zero_bytes, reconnects=self.restarts, restarts=self.restarts
+            self.size,
+            self.seconds,
+            zero_bytes=zero_bytes,
+            staged=staged,
+            reconnects=self.restarts,
+            restarts=self.restarts,
         )
 
 
@@ -286,5 +294,4 @@ class _Upload:
     def _sent(self, image: dict[str, t.Any], outgoing: Outgoing, seconds: float) -> Sent:
         digests = outgoing.digests()
         verified = check_stored(image, self._body.length, digests)
-        zero_bytes = getattr(self._body, "zero_bytes", 0)
-        return Sent(self._body.length, zero_bytes, seconds, digests, verified, self._failures)
+        return Sent(self._body.length, seconds, digests, verified, self._failures)
