@@ -157,7 +157,7 @@ def import_spec() -> Spec:
         "cluster_size": {"type": "str"},
         "compress": {"type": "str", "choices": ["zlib", "zstd"]},
         "staging_dir": {"type": "path"},
-        "overwrite": {"type": "str", "choices": ["never", "different", "always"], "default": "never"},
+        "overwrite": {"type": "str", "choices": ["never", "imported", "different", "always"], "default": "never"},
         "allow_unverified": {"type": "bool", "default": False},
         "max_virtual_size": {"type": "str", "default": "8TiB"},
         "lock_timeout": {"type": "int", "default": 60},
@@ -252,6 +252,14 @@ def volume_info_spec() -> Spec:
         **_existing_volume_spec(),
         "format": {"type": "str", "choices": list(FORMATS)},
         "check": {"type": "bool", "default": False},
+    }
+
+
+def host_volumes_spec() -> Spec:
+    """The options of host_volumes_info."""
+    return {
+        "folders": {"type": "list", "elements": "path", "default": ["/var/lib/libvirt/images"]},
+        "vgs": {"type": "list", "elements": "str"},
     }
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The data planes of volume_info, volume_extend and volume: from a task's options to its result."""
+"""The data planes of all modules that look after disks on a host: from a task's options to its result."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation i
     read_base,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import grow, plan_growth
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.inventory import held_volumes
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, HasClones, VolumeInUse
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import count_faults
@@ -47,6 +48,13 @@ def info_task(module: AnsibleModule) -> dict[str, t.Any]:
             if params["check"]:
                 facts["health"] = _health(volume, disk)
     return {"changed": False, "volume": facts}
+
+
+def inventory_task(module: AnsibleModule) -> dict[str, t.Any]:
+    """What there is to say of all volumes of this collection."""
+    with connected() as connection:
+        volumes = held_volumes(module.params["folders"], module.params["vgs"], connection)
+    return {"changed": False, "volumes": volumes}
 
 
 def _contents(volume: Volume, disk: Disk) -> dict[str, t.Any]:
