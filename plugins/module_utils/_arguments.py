@@ -309,6 +309,7 @@ def volume_info_spec() -> Spec:
         "format": {"type": "str", "choices": list(FORMATS)},
         "check": {"type": "bool", "default": False},
         "content": {"type": "bool", "default": False},
+        "content_size": {"type": "str"},
     }
 
 
