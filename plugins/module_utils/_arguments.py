@@ -280,6 +280,11 @@ def volume_module_spec() -> Spec:
     }
 
 
+def guest_disk_info_spec() -> Spec:
+    """The options of guest_disk_info."""
+    return {"guest": {"type": "str", "required": True}}
+
+
 def _existing_volume_spec() -> Spec:
     """Where a disk lies that is there: nothing about how to make one."""
     return {name: option for name, option in volume_spec().items() if name != "thin_pool"}

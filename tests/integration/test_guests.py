@@ -99,6 +99,19 @@ def guest(libvirt):
         shutil.rmtree(folder)
 
 
+def test_the_disks_of_a_guest_are_listed(play, guest):
+    found = play("guest_disk_info", f"guest: {guest.name}")
+    assert found["guest"]["name"] == guest.name and found["guest"]["running"] and not found["changed"]
+    common = {"bus": "virtio", "device": "disk", "read_only": False}
+    assert found["disks"] == [
+        {"target": "vda", "path": str(guest.folder / "raw"), "format": "raw", **common},
+        {"target": "vdb", "path": str(guest.folder / "qcow2"), "format": "qcow2", **common},
+        {"target": "vdc", "path": str(guest.folder / "overlay"), "format": "qcow2", **common},
+    ]
+    assert play("guest_disk_info", f"guest: {found['guest']['uuid']}")["disks"] == found["disks"]
+    assert play("guest_disk_info", "guest: nobody")["error"] == "guest_not_found"
+
+
 @pytest.mark.parametrize(("image_format", "target"), [("raw", "vda"), ("qcow2", "vdb")])
 def test_a_running_guest_sees_its_disk_grow(play, guest, image_format, target):
     path = guest.folder / image_format
