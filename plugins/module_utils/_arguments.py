@@ -285,6 +285,30 @@ def guest_disk_info_spec() -> Spec:
     return {"guest": {"type": "str", "required": True}}
 
 
+def guest_disk_spec() -> Spec:
+    """The options of guest_disk."""
+    return {
+        **_existing_volume_spec(),
+        "guest": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["attached", "detached"], "default": "attached"},
+        "target": {"type": "str"},
+        "bus": {"type": "str", "choices": ["virtio", "scsi", "sata", "ide", "usb"]},
+        "format": {"type": "str", "choices": ["raw", "qcow2"]},
+        "read_only": {"type": "bool", "default": False},
+        "timeout": {"type": "int", "default": 60},
+    }
+
+
+GUEST_DISK_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": EXISTING_VOLUME_RULES["mutually_exclusive"],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_if": [
+        ("state", "attached", ("path", "device", "vg", "pool"), True),
+        ("state", "detached", ("path", "device", "vg", "pool", "target"), True),
+    ],
+}
+
+
 def _existing_volume_spec() -> Spec:
     """Where a disk lies that is there: nothing about how to make one."""
     return {name: option for name, option in volume_spec().items() if name != "thin_pool"}

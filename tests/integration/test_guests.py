@@ -68,7 +68,7 @@ def define(name, folder, disks, boots=False):
         described += f"<boot order='{order}'/></disk>" if boots else "</disk>"
     (folder / "guest.xml").write_text(
         f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
-        f"<os><type arch='x86_64'>hvm</type></os><devices>{described}</devices></domain>"
+        f"<os><type arch='x86_64'>hvm</type></os><features><acpi/></features><devices>{described}</devices></domain>"
     )
     virsh("define", folder / "guest.xml")
 
@@ -229,9 +229,92 @@ def test_a_running_guest_may_be_left_alone(export, glance, guest):
     assert refused["error"] == "backup_refused" and not listed(glance, "off")
 
 
+@pytest.fixture
+def spare(guest, play):
+    """Disks that no guest has: two blank ones, a qcow2 of this collection's making, and a foreign one."""
+    for name in ("spare", "other", "known", "foreign"):
+        (guest.folder / name).unlink(missing_ok=True)
+    for name in ("spare", "other"):
+        qemu_img("create", "-f", "raw", guest.folder / name, "1M")
+    play("volume", f"path: {guest.folder}/known\nformat: qcow2\nsize: 1MiB")
+    qemu_img("create", "-f", "qcow2", guest.folder / "foreign", "1M")
+    yield guest.folder
+    for disk in play("guest_disk_info", f"guest: {guest.name}")["disks"]:
+        if disk["target"] not in ("vda", "vdb", "vdc"):
+            virsh("detach-disk", guest.name, disk["target"], "--config", check=False)
+            virsh("detach-disk", guest.name, disk["target"], "--live", check=False)
+
+
+def disks_of(guest, *options):
+    listed = virsh("domblklist", guest.name, *options).stdout.splitlines()
+    return {target: path for target, path in map(str.split, listed) if target not in ("vda", "vdb", "vdc")}
+
+
+def change(play, task):
+    """Runs the task guest_disk after it was predicted, and again to see that there is nothing left to do."""
+    predicted, changed, again = (play("guest_disk", task, check=check) for check in (True, False, False))
+    assert changed.get("changed"), changed["msg"]
+    assert (predicted["changed"], predicted["diff"], predicted["disk"]) == (True, changed["diff"], changed["disk"])
+    assert again["changed"] is False and again["diff"]["before"] == again["diff"]["after"] == changed["diff"]["after"]
+    return changed
+
+
+def test_a_running_guest_gets_a_disk_and_lets_it_go(play, guest, spare):
+    task = f"guest: {guest.name}\npath: {spare}/known\nbus: usb"
+    attached = change(play, task)
+    assert attached["disk"] == {"target": "sda", "bus": "usb", "device": "disk", "path": f"{spare}/known",
+                                "format": "qcow2", "read_only": False}  # fmt: skip
+    assert disks_of(guest) == disks_of(guest, "--inactive") == {"sda": f"{spare}/known"}
+    assert play("volume_info", f"path: {spare}/known")["volume"]["format_source"] == "provenance"
+
+    virsh("detach-disk", guest.name, "sda", "--config")
+    completed = play("guest_disk", task)
+    assert completed["changed"] and "in its definition" in completed["msg"] and disks_of(guest, "--inactive")
+
+    change(play, f"guest: {guest.name}\ntarget: sda\nstate: detached")
+    assert disks_of(guest) == disks_of(guest, "--inactive") == {} and (spare / "known").exists()
+
+
+def test_a_disk_that_is_somebody_elses_is_not_attached(play, guest, spare, counting_guest):
+    def error(task):
+        return play("guest_disk", f"guest: {guest.name}\nbus: usb\n{task}", check=True).get("error")
+
+    assert error(f"path: {spare}/spare\ntarget: vda") == "target_taken"
+    assert error(f"path: {spare}/spare\ntarget: ../a") == "invalid_option"
+    assert error(f"path: {spare}/none") == "volume_not_found"
+    assert error(f"path: {spare}/foreign") == "volume_invalid"
+    assert error(f"path: {spare}/foreign\nformat: qcow2") is None
+    assert error(f"path: {spare}/foreign\nformat: raw") is None
+    assert error(f"path: {counting_guest.folder}/vda") == "volume_in_use"
+    assert error(f"path: {counting_guest.folder}/vda\nread_only: true") == "volume_in_use"
+    virsh("destroy", counting_guest.name)
+    assert error(f"path: {counting_guest.folder}/vda") == "volume_in_use"
+    assert error(f"path: {guest.folder}/base") == "volume_in_use"
+    with (spare / "other").open("rb"):
+        assert error(f"path: {spare}/other") == "volume_in_use"
+        assert error(f"path: {spare}/other\nread_only: true") is None
+    assert error(f"path: {guest.folder}/raw") == "attached_otherwise"
+    assert error(f"path: {guest.folder}/raw\nstate: detached\ntarget: vdb") == "target_taken"
+
+
+def test_a_guest_that_holds_on_to_its_disk_is_told_of(play, guest, spare):
+    assert change(play, f"guest: {guest.name}\npath: {spare}/other")["disk"]["target"] == "vdd"
+    kept = play("guest_disk", f"guest: {guest.name}\npath: {spare}/other\nstate: detached\ntimeout: 1")
+    assert kept["error"] == "guest_keeps_disk" and disks_of(guest)
+
+
 def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
     path = guest.folder / "qcow2"
     virsh("destroy", guest.name)
     volume = play("volume_info", f"path: {path}")["volume"]
     assert volume["in_use"] is None and [disk["running"] for disk in volume["guests"]] == [False]
     assert play("volume_extend", f"path: {path}\nsize: 32MiB")["changed"] and virtual_size(path, "qcow2") == 32 * MIB
+
+
+def test_a_guest_that_is_off_has_a_disk_from_its_next_start(play, guest, spare):
+    virsh("destroy", guest.name, check=False)
+    task = f"guest: {guest.name}\npath: {spare}/spare\ntarget: sdc\nbus: sata\nread_only: true"
+    assert change(play, task)["disk"]["read_only"] is True
+    assert disks_of(guest) == {"sdc": f"{spare}/spare"}
+    change(play, f"guest: {guest.name}\npath: {spare}/spare\nstate: detached")
+    assert disks_of(guest) == {} and (spare / "spare").exists()

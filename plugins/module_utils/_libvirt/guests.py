@@ -82,6 +82,11 @@ def list_drives(connection: t.Any, domain: t.Any, live: bool = True) -> list[Dri
     ]
 
 
+def find_element(domain: t.Any, target: str, live: bool) -> ET.Element | None:
+    """The element in the domain XML of what the guest has at C(target); see L(list_drives)."""
+    return next((element for element, disk in _described(domain, live) if disk.target == target), None)
+
+
 def find_guests(connection: t.Any, path: str) -> list[GuestDisk]:
     """The disks of all guests, running or only defined, that lie in the file or device at C(path), by name."""
     wanted = identity(path)
