@@ -309,6 +309,34 @@ GUEST_DISK_RULES: dict[str, t.Any] = {
 }
 
 
+def guest_cdrom_spec() -> Spec:
+    """The options of guest_cdrom."""
+    return {
+        **cloud_spec(),
+        "guest": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["inserted", "ejected"], "default": "inserted"},
+        "target": {"type": "str"},
+        "image": {"type": "str"},
+        "latest": {"type": "bool", "default": False},
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
+        **_existing_volume_spec(),
+        "force": {"type": "bool", "default": False},
+        "renew_for": {"type": "int", "default": 0},
+        "_image": {"type": "dict"},  # what is served; set by the action plugin
+        "_wait": {"type": "float", "default": 0},
+        **{name: option for name, option in _private_spec().items() if name != "_transfer"},
+    }
+
+
+_DISC_PLACES = ("path", "device", "vg", "pool", "image")
+
+GUEST_CDROM_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [_DISC_PLACES],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_by": {"latest": "image", "host_interface": "image"},
+}
+
+
 def _existing_volume_spec() -> Spec:
     """Where a disk lies that is there: nothing about how to make one."""
     return {name: option for name, option in volume_spec().items() if name != "thin_pool"}

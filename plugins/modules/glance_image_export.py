@@ -173,6 +173,7 @@ extends_documentation_fragment:
   - imageferry.glance._volume
   - imageferry.glance._transfer
   - imageferry.glance._controller
+  - imageferry.glance._controller.watched
   - imageferry.glance._controller.export
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud

@@ -32,7 +32,9 @@ options:
       - With O(state=detached), this or the volume says which disk. If both do, they have to mean the same.
     type: str
   bus:
-    description: The bus that a new disk is on, V(virtio) by default. A running guest gets no disk on V(ide) or V(sata).
+    description:
+      - The bus that a new disk is on, V(virtio) by default.
+      - QEMU gives a running guest no disk on V(ide) or V(sata), and has no disk there that is only read.
     type: str
     choices: [virtio, scsi, sata, ide, usb]
   format:

@@ -313,8 +313,8 @@ def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
 
 def test_a_guest_that_is_off_has_a_disk_from_its_next_start(play, guest, spare):
     virsh("destroy", guest.name, check=False)
-    task = f"guest: {guest.name}\npath: {spare}/spare\ntarget: sdc\nbus: sata\nread_only: true"
+    task = f"guest: {guest.name}\npath: {spare}/spare\ntarget: vdf\nread_only: true"
     assert change(play, task)["disk"]["read_only"] is True
-    assert disks_of(guest) == {"sdc": f"{spare}/spare"}
+    assert disks_of(guest) == {"vdf": f"{spare}/spare"}
     change(play, f"guest: {guest.name}\npath: {spare}/spare\nstate: detached")
     assert disks_of(guest) == {} and (spare / "spare").exists()

@@ -110,6 +110,12 @@ class GuestDisks:
     def _new(self, volume: Volume, wish: Wish) -> Drive:
         """The disk that the guest is to get."""
         guests = find_guests(self._connection, volume.path)
+        for other in guests:
+            if other.guest != self._name and not (wish.read_only and (other.read_only or other.backing)):
+                raise VolumeInUse(
+                    f"{volume.label} is {'below ' if other.backing else ''}{other.target} of the guest {other.guest}.",
+                    "Detach it there first; several guests may have a disk when all of them only read it.",
+                )
         disk = read_disk(volume, wish.format, guests)
         if disk is None:
             raise VolumeNotFound(f"{volume.label} does not exist.")
@@ -117,12 +123,6 @@ class GuestDisks:
         image_format = "raw" if disk.format == "iso" else disk.format
         if image_format not in ("raw", "qcow2"):
             raise UnsupportedFormat(f"{volume.label} is {disk.format}.", "Convert it to raw or qcow2.")
-        for other in guests:
-            if other.guest != self._name and not (wish.read_only and (other.read_only or other.backing)):
-                raise VolumeInUse(
-                    f"{volume.label} is {'below ' if other.backing else ''}{other.target} of the guest {other.guest}.",
-                    "Detach it there first; several guests may have a disk when all of them only read it.",
-                )
         if not wish.read_only:
             volume.check_not_in_use()
         bus = wish.bus or "virtio"
