@@ -333,7 +333,7 @@ _DISC_PLACES = ("path", "device", "vg", "pool", "image")
 GUEST_CDROM_RULES: dict[str, t.Any] = {
     "mutually_exclusive": [_DISC_PLACES],
     "required_together": VOLUME_RULES["required_together"],
-    "required_by": {"latest": "image", "host_interface": "image"},
+    "required_by": {"host_interface": "image"},
 }
 
 

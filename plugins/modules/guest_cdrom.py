@@ -11,13 +11,13 @@ module: guest_cdrom
 short_description: Insert an ISO into a guest's CD drive, or eject it
 version_added: 0.1.0
 description:
-  - Has an ISO be in a CD drive of a libvirt guest, or none. The ISO is a file, logical volume, block device or volume of
-    a pool on the host; or it stays in Glance, and the guest reads it there, without a copy on the host.
+  - Has an ISO be in a CD drive of a libvirt guest, or none. The ISO is a file, logical volume, block device or volume
+    of a pool on the host; or it stays in Glance, and the guest reads it there, without a copy on the host.
   - An ISO of the host is put into the drive of a guest that runs at once, and into its definition; it may also be shut
     off. An image that is read in Glance is there for a running guest only, and no longer after it was shut off.
-  - An image in Glance is judged by its header first. The host reads what the guest asks for and keeps the last 16 MiB of
-    it. The guest's QEMU gets neither the token nor a way to Glance. What reads the image runs on the host until it is
-    ejected, replaced, or the guest is shut off.
+  - An image in Glance is judged by its header first. The host reads what the guest asks for and keeps the last 16 MiB
+    of it. The guest's QEMU gets neither the token nor a way to Glance. What reads the image runs on the host until it
+    is ejected, replaced, or the guest is shut off.
 notes:
   - A token ends, and what the guest then reads from Glance fails, except for what is kept. Each run of the same task
     hands out a new one, which changes nothing; O(renew_for) has the task stay and do so.

@@ -111,7 +111,8 @@ class GuestDisks:
         """The disk that the guest is to get."""
         guests = find_guests(self._connection, volume.path)
         for other in guests:
-            if other.guest != self._name and not (wish.read_only and (other.read_only or other.backing)):
+            harmless = wish.read_only and (other.read_only or other.backing)
+            if not harmless and (other.guest != self._name or other.backing):
                 raise VolumeInUse(
                     f"{volume.label} is {'below ' if other.backing else ''}{other.target} of the guest {other.guest}.",
                     "Detach it there first; several guests may have a disk when all of them only read it.",

@@ -190,9 +190,12 @@ def alone() -> t.Iterator[None]:
 
 def _claims() -> t.Iterator[tuple[str, Claim]]:
     for folder in glob.glob(f"{_PREFIX}*/"):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        try:
             with open(os.path.join(folder, _CLAIM), encoding="utf-8") as file:
-                yield folder, Claim(**json.load(file))
+                claim = Claim(**json.load(file))
+        except (OSError, ValueError, TypeError):  # it has just been removed
+            continue
+        yield folder, claim
 
 
 def _is_used(domain: t.Any, claim: Claim) -> bool:
