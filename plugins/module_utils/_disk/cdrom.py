@@ -35,6 +35,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.interfac
 Medium = dict[str, t.Any]
 
 _LOOK = 0.5
+_SOURCE = {"file", "dev", "dir", "protocol", "pool", "type"}  # what says of a medium where it lies
 
 
 def cdrom_task(module: AnsibleModule) -> dict[str, t.Any]:
@@ -157,7 +158,8 @@ class _Task:
     def _medium(self, live: bool) -> Medium | None:
         """What is in the drive: a C(path) of this host, or an C(image) in Glance, or something else."""
         element = find_element(self._domain, self._target, live)
-        if element is None or element.find("source") is None:
+        source = element.find("source") if element is not None else None
+        if source is None or not _SOURCE & set(source.keys()):
             return None
         path = self._path(live)
         claim = served_disc.find_claim(self._domain, self._target) if live and path is None else None

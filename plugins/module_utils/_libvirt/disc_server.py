@@ -136,6 +136,8 @@ class Image:
         self._connection.request("GET", self._url.path, headers=headers)
         response = self._connection.getresponse()
         content = response.read(length + 1)
+        if response.status == 206 and len(content) < length:
+            raise http.client.IncompleteRead(content, length - len(content))
         if not response.isclosed():  # more than was asked for
             self._close()
         return response.status, content

@@ -18,6 +18,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests 
 _PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd"}
 BUSES = tuple(_PREFIXES)
 _POLL = 0.2
+_UNPLUGGING = "already in the process of unplug"  # QEMU's words for a guest that an earlier run has asked
 
 
 def planes_of(domain: t.Any) -> list[bool]:
@@ -64,7 +65,7 @@ def detach(domain: t.Any, planes: t.Sequence[bool], target: str, timeout: float)
         element = find_element(domain, target, live)
         if element is None:
             continue
-        with _refusals(domain, f"detach {target} from"):
+        with _refusals(domain, f"detach {target} from", but=_UNPLUGGING):
             domain.detachDeviceFlags(ET.tostring(element, encoding="unicode"), _flags([live]))
         if live:
             _wait_until_gone(domain, target, timeout)
@@ -100,22 +101,37 @@ def change_medium(domain: t.Any, planes: t.Iterable[bool], target: str, medium: 
         element = find_element(domain, target, live)
         if element is None:
             continue
-        for name in ("source", "backingStore", "driver"):
-            for child in element.findall(name):
-                element.remove(child)
-        element.set("type", medium.get("type", "file") if medium is not None else "file")
-        element[:0] = list(medium) if medium is not None else []
         flags = _flags([live]) | (libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if force and live else 0)
-        with _refusals(domain, f"change the medium in {target} of"):
-            domain.updateDeviceFlags(ET.tostring(element, encoding="unicode"), flags)
+        drive = element.find("target")
+        is_open = drive is not None and drive.attrib.pop("tray", None) == "open"
+        # A medium that libvirt takes to be there is not inserted again, and a drive that the guest opened stays so.
+        for content in [None, medium] if is_open and medium is not None else [medium]:
+            _fill(element, content)
+            with _refusals(domain, f"change the medium in {target} of"):
+                domain.updateDeviceFlags(ET.tostring(element, encoding="unicode"), flags)
+
+
+def _fill(drive: ET.Element, medium: ET.Element | None) -> None:
+    """Has the element of a drive describe the medium."""
+    for name in ("source", "backingStore", "driver"):
+        for child in drive.findall(name):
+            drive.remove(child)
+    drive.set("type", medium.get("type", "file") if medium is not None else "file")
+    drive[:0] = list(medium) if medium is not None else []
 
 
 @contextlib.contextmanager
-def _refusals(domain: t.Any, attempt: str) -> t.Iterator[None]:
+def _refusals(domain: t.Any, attempt: str, but: str | None = None) -> t.Iterator[None]:
+    """Turns what libvirt refuses into this collection's error.
+
+    :param but: words of a refusal that is none.
+    """
     import libvirt
 
     try:
         yield
     except libvirt.libvirtError as err:
+        if but is not None and but in str(err):
+            return
         said = str(err).rstrip(".")
         raise GuestRefused(f"libvirt could not {attempt} the guest {domain.name()}: {said}.") from err
