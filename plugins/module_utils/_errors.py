@@ -322,14 +322,14 @@ class VolumeInUse(FerryError):
     """A guest, a program or another import uses the volume."""
 
     code = "volume_in_use"
-    remedy = "Stop what uses it first; a volume in use is never overwritten."
+    remedy = "Stop what uses it first."
 
 
 class HasClones(VolumeInUse):
     """Thin clones stand on the volume."""
 
     code = "has_clones"
-    remedy = "Remove these clones first, or have a qcow2 stand for itself with 'qemu-img rebase -b \"\"'."
+    remedy = "Remove these clones first."
 
 
 class VolumeNotFound(FerryError):
