@@ -190,30 +190,41 @@ IMPORT_RULES: dict[str, t.Any] = {
 EXISTING_VOLUME_RULES: dict[str, t.Any] = {**VOLUME_RULES, "mutually_exclusive": [("path", "device", "vg", "pool")]}
 
 
+def _reading_spec() -> Spec:
+    """How a disk is read, and brought to an image."""
+    return {
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
+        **_existing_volume_spec(),
+        "domain": {"type": "str"},
+        "source_format": {"type": "str", "choices": list(FORMATS)},
+        "live": {"type": "bool", "default": True},
+        "quiesce": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+        "scratch_dir": {"type": "path"},
+        "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
+        "cluster_size": {"type": "str", "default": "64KiB"},
+        "compress": {"type": "str", "choices": ["zlib", "zstd"]},
+        "spool_dir": {"type": "path"},
+        "store": {"type": "str"},
+        "reread": {"type": "bool", "default": False},
+        "lock_timeout": {"type": "int", "default": 60},
+        **transfer_spec(),
+    }
+
+
 def export_spec() -> Spec:
     """The options of glance_image_export."""
     strings = {"type": "list", "elements": "str"}
     disk = {"disk": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
     return {
         **cloud_spec(),
-        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
-        **_existing_volume_spec(),
-        "domain": {"type": "str"},
+        **_reading_spec(),
         "disk": {"type": "str"},
         "disks": {"type": "list", "elements": "dict", "options": disk},
-        "source_format": {"type": "str", "choices": list(FORMATS)},
         "snapshot": {"type": "str"},
         "flatten": {"type": "bool", "default": True},
-        "live": {"type": "bool", "default": True},
-        "quiesce": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
-        "scratch_dir": {"type": "path"},
         "name": {"type": "str"},
         "id": {"type": "str"},
         "format": {"type": "str", "choices": ["keep", *FORMATS], "default": "keep"},
-        "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
-        "cluster_size": {"type": "str", "default": "64KiB"},
-        "compress": {"type": "str", "choices": ["zlib", "zstd"]},
-        "spool_dir": {"type": "path"},
         "container_format": {"type": "str", "default": "bare"},
         "visibility": {"type": "str", "choices": ["private", "shared", "community", "public"]},
         "protected": {"type": "bool"},
@@ -223,12 +234,8 @@ def export_spec() -> Spec:
         "min_disk": {"type": "int"},
         "min_ram": {"type": "int"},
         "members": strings,
-        "store": {"type": "str"},
         "keep_metadata": {"type": "bool", "default": True},
         "on_existing": {"type": "str", "choices": ["replace", "new", "fail"], "default": "replace"},
-        "reread": {"type": "bool", "default": False},
-        "lock_timeout": {"type": "int", "default": 60},
-        **transfer_spec(),
         "_known": {"type": "dict"},  # the contents that are in Glance already, by the name of the disk
         "_images": {"type": "dict"},  # where the disks go; without it, nothing is moved
         **_private_spec(),
@@ -244,6 +251,55 @@ EXPORT_RULES: dict[str, t.Any] = {
     "required_one_of": [_DISK_PLACES, ("name", "disks")],
     "required_by": {"disk": "domain", "disks": "domain"},
 }  # fmt: skip
+
+
+def backup_spec() -> Spec:
+    """The options of volume_backup."""
+    return {
+        **cloud_spec(),
+        **_reading_spec(),
+        "set": {"type": "str", "required": True},
+        "host": {"type": "str"},
+        "label": {"type": "str"},
+        "time": {"type": "str"},
+        "disks": {"type": "list", "elements": "str"},
+        "format": {"type": "str", "choices": ["keep", "raw", "qcow2"], "default": "qcow2"},
+        "visibility": {"type": "str", "choices": ["private", "shared", "community", "public"], "default": "private"},
+        "protected": {"type": "bool"},
+        "tags": {"type": "list", "elements": "str"},
+        "properties": {"type": "dict"},
+    }
+
+
+BACKUP_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [_DISK_PLACES, ("domain", "source_format"), ("domain", "label")],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_one_of": [_DISK_PLACES],
+    "required_by": {"disks": "domain"},
+}
+
+
+def backup_info_spec() -> Spec:
+    """The options of backup_info."""
+    strings = ("set", "host", "disk", "guest", "at")
+    return {
+        **cloud_spec(),
+        **{name: {"type": "str"} for name in strings},
+        "newest": {"type": "bool", "default": False},
+    }
+
+
+def backup_prune_spec() -> Spec:
+    """The options of backup_prune."""
+    counts = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly")
+    return {
+        **cloud_spec(),
+        "set": {"type": "str", "required": True},
+        "host": {"type": "str"},
+        **{name: {"type": "int", "default": 0} for name in counts},
+        "min_age": {"type": "str", "default": "0d"},
+        "unprotect": {"type": "bool", "default": False},
+    }
 
 
 def volume_info_spec() -> Spec:
