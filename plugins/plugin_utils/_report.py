@@ -54,7 +54,7 @@ def build_report(
             "ticks": axis.ticks(),
             "sets": sets,
             "count": len(points),
-            "size": _size(sum(point.get("size") or 0 for point in points)),
+            "size": _stored(points),
         },
     }
 
@@ -134,11 +134,11 @@ def _size(count: int | None) -> str | None:
 
 
 def _image(image: Named, hosts: t.Sequence[Facts]) -> Facts:
+    disks = {host["name"]: [disk for disk in host["disks"] if disk["image_id"] == image["id"]] for host in hosts}
     used_by = [
-        {"host": host["name"], "disk": disk["label"], "anchor": disk["anchor"]}
-        for host in hosts
-        for disk in host["disks"]
-        if disk["image_id"] == image["id"]
+        {"host": host, "count": len(found), "disks": [disk["label"] for disk in found], "anchor": found[0]["anchor"]}
+        for host, found in disks.items()
+        if found
     ]
     safety = image.get("safety") or {}
     return {
@@ -267,10 +267,15 @@ def _sets(points: t.Sequence[Named], axis: Axis, days: int, today: datetime.date
                 _backed_up(host, disk, of_disk, axis, days, today) for (host, disk), of_disk in sorted(disks.items())
             ],
             "count": sum(map(len, disks.values())),
-            "size": _size(sum(point.get("size") or 0 for of_disk in disks.values() for point in of_disk)),
+            "size": _stored([point for of_disk in disks.values() for point in of_disk]),
         }
         for number, (name, disks) in enumerate(sorted(by_set.items()), 1)
     ]
+
+
+def _stored(points: t.Sequence[Named]) -> str:
+    """The size of their images, of which each may be several points."""
+    return format_size(sum({point["image"]: point.get("size") or 0 for point in points}.values()))
 
 
 def _backed_up(host: str, disk: str, points: t.Sequence[Named], axis: Axis, days: int, today: datetime.date) -> Facts:
