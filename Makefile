@@ -42,6 +42,9 @@ cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine,
 docs: venv tree  ## Write the parts of the documentation that are made from the code
 	PYTHONPATH=$(CACHE)/collections $(VENV)/bin/python docs/list_errors.py
 
+picture: packages venv tree  ## Take the picture of the report that is in the documentation
+	@$(IN_TREE) $(VENV)/bin/python docs/take_screenshot.py
+
 bench: packages venv cloud-venv tree  ## Measure the import against what people use instead
 	@$(IN_TREE) $(VENV)/bin/python benchmarks/bench.py --venv $(CLOUD_VENV)
 
@@ -72,5 +75,5 @@ tree:
 	@mkdir -p $(dir $(TREE))
 	@ln -sfn $(CURDIR) $(TREE)
 
-.PHONY: help demo test lint sanity hosts molecule cloud docs bench clean packages setup
+.PHONY: help demo test lint sanity hosts molecule cloud docs picture bench clean packages setup
 .PHONY: venv cloud-venv demo-venv newest-venv host39-venv tree

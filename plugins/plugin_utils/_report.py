@@ -77,11 +77,12 @@ class Catalogue:
     """
 
     def __init__(self, results: t.Sequence[Named]) -> None:
-        images = [image for result in results for image in result.get("glance_images") or []]
+        images: list[Named] = [image for result in results for image in result.get("glance_images") or []]
         self.images = sorted(images, key=lambda image: (str(image.get("name") or "").lower(), image["id"]))
         self.problem = _problem(results)
         self._by_id: dict[str, Named] = {image["id"]: image for image in self.images}
-        self._by_hash: dict[tuple[str, str] | None, Named] = {_hash(image): image for image in self.images if _hash(image)}
+        self._by_hash: dict[tuple[str, str] | None, Named] = {_hash(image): image for image in self.images}
+        self._by_hash.pop(None, None)
 
     def holding(self, provenance: Named) -> Named | None:
         """The image that a volume came from, or another one with the same bytes."""

@@ -98,7 +98,11 @@ def test_disks_say_what_they_hold():
 
 
 def test_hosts_that_do_not_answer_are_shown():
-    hosts = {"b": {"volumes": [volume()]}, "a": {"unreachable": True, "msg": "No route\nto host"}, "c": {"failed": True}}
+    hosts = {
+        "b": {"volumes": [volume()]},
+        "a": {"unreachable": True, "msg": "No route\nto host"},
+        "c": {"failed": True},
+    }
     shown = made([image()], hosts=hosts)
     assert kinds(shown) == ["silent", "silent"]
     assert [host["name"] for host in shown["hosts"]["list"]] == ["a", "b", "c"]
