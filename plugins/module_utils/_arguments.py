@@ -308,6 +308,7 @@ def volume_info_spec() -> Spec:
         **_existing_volume_spec(),
         "format": {"type": "str", "choices": list(FORMATS)},
         "check": {"type": "bool", "default": False},
+        "content": {"type": "bool", "default": False},
     }
 
 

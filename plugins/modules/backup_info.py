@@ -120,6 +120,12 @@ backups:
     protected:
       description: Whether the image is protected from deletion.
       type: bool
+    format:
+      description: The format of the disk itself.
+      type: str
+    volume:
+      description: Where the disk lay, as C(path), C(device), C(vg) and C(lv), or C(pool) and C(volume).
+      type: dict
     content:
       description: The identity of the disk's content, which does not depend on formats and holes.
       type: str

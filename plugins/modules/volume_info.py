@@ -31,6 +31,13 @@ options:
         tables. A volume in use is never checked.
     type: bool
     default: false
+  content:
+    description:
+      - Whether to read all of an idle disk, with what it is laid over, and tell the identity of its content, which is
+        the same whatever its format. Backups and exported images are told by it. A file that was not written to since
+        it was last read is not read again.
+    type: bool
+    default: false
 author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
@@ -138,6 +145,10 @@ volume:
           C(reason).
       returned: with O(check=true)
       type: dict
+    content:
+      description: The identity of the disk's content; null while a guest that runs may write to it.
+      returned: with O(content=true)
+      type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -11,6 +11,7 @@ no backup; they appear together with the image, once Glance's own hashes were he
 from __future__ import annotations
 
 import datetime
+import json
 import typing as t
 from dataclasses import replace
 
@@ -24,6 +25,9 @@ _PREFIX = "owner_specified.imageferry.backup."
 SET, HOST, DISK = f"{_PREFIX}set", f"{_PREFIX}host", f"{_PREFIX}disk"
 TIMES = f"{_PREFIX}times"
 """The moments, ascending, with commas between."""
+
+FORMAT, VOLUME = f"{_PREFIX}format", f"{_PREFIX}volume"
+"""The disk's own format, and where it lay, as JSON in the words of the options."""
 
 SEEN = f"{_PREFIX}seen"
 """The last day on which a run found the disk to hold this content."""
@@ -58,6 +62,8 @@ class Point(t.NamedTuple):
         return {
             **{name: getattr(self, name) for name in ("set", "host", "disk", "time", "newest")},
             "seen": image.get(SEEN),
+            "format": image.get(FORMAT),
+            "volume": json.loads(image.get(VOLUME, "null")),
             "image": image["id"],
             "content": image.get(CONTENT),
             **{name: image.get(name) for name in shown},
@@ -168,9 +174,19 @@ class BackupExport(Export):
         marks = {
             **dict(zip((SET, HOST, DISK), self._address, strict=True)),
             TIMES: ",".join(times if is_newest else [*times, self._time]),
+            FORMAT: surveyed.volume["format"],
+            VOLUME: json.dumps(_place(surveyed.volume)),
             SEEN: max(self._time[:10], (present or {}).get(SEEN, "")),
         }
         return replace(spec, properties={**spec.properties, **marks})
+
+
+def _place(volume: dict[str, t.Any]) -> dict[str, str]:
+    """Where a volume lies, in the words of the options that name one."""
+    for names in (("pool", "volume"), ("vg", "lv")):
+        if names[0] in volume:
+            return {name: volume[name] for name in names}
+    return {"device" if volume["type"] == "device" else "path": volume["path"]}
 
 
 class Keep(t.NamedTuple):

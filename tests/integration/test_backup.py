@@ -34,7 +34,8 @@ def run(tmp_path, project):
     playbook = Playbook(tmp_path / "play", project, host_python=HOST_PYTHON)
 
     def run(module, *arguments, **task):
-        return playbook(yaml.safe_dump({"cloud": "demo", **task}), *arguments, module=module)
+        cloud = {} if module == "volume_info" else {"cloud": "demo"}
+        return playbook(yaml.safe_dump({**cloud, **task}), *arguments, module=module)
 
     run.playbook = playbook
     return run
@@ -81,6 +82,9 @@ def test_a_disk_is_kept_at_every_moment_that_it_changed(run, project, disk, tmp_
     ]  # fmt: skip
     assert listed[0]["image"] == listed[2]["image"] != listed[1]["image"]
     assert {point["disk"] for point in listed} == {str(disk)} and listed[0]["host"] == "host0"
+    assert (listed[0]["format"], listed[0]["volume"]) == ("qcow2", {"path": str(disk)})
+    looked = run("volume_info", path=str(disk), format="qcow2", content=True)["volume"]
+    assert looked["content"] == listed[2]["content"] != listed[1]["content"]
     (then,) = run("backup_info", set="moments", at="2026-01-02T23:00:00Z")["backups"]
     assert then["image"] == listed[1]["image"]
     glance = connect(project).image

@@ -24,6 +24,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth imp
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.inventory import held_volumes
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, HasClones, VolumeInUse
+from ansible_collections.imageferry.glance.plugins.module_utils._export.task import content_of
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import count_faults
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
@@ -47,6 +48,8 @@ def info_task(module: AnsibleModule) -> dict[str, t.Any]:
             facts["guests"] = None if connection is None else [guest.to_dict() for guest in guests]
             if params["check"]:
                 facts["health"] = _health(volume, disk)
+            if params["content"]:
+                facts["content"] = content_of(params, connection)
     return {"changed": False, "volume": facts}
 
 

@@ -58,12 +58,25 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
         control.close()
 
 
+def content_of(params: dict[str, t.Any], connection: t.Any) -> str | None:
+    """The identity of what is on an idle disk; None while a guest that runs may write to it.
+
+    :param params: the options of C(volume_info_spec).
+    :param connection: to libvirt, None where there is none.
+    :raises FerryError: it cannot be read.
+    """
+    rules = Rules(params["format"], None, flatten=True, live=True, quiesce="never", scratch_dir=None)
+    with subjects({**params, "domain": None}, rules, connection) as [subject]:
+        return _identity(subject, rules, SilentControl(), reread=False) if subject.guest is None else None
+
+
 def _describe(
     params: dict[str, t.Any], subject: Subject, rules: Rules, control: Control | SilentControl
 ) -> dict[str, t.Any]:
     """What the controller needs to know to decide what is to be done."""
     known = params["_known"].get(subject.name)
-    identity = _identity(params, subject, rules, control) if known and subject.guest is None else None
+    is_asked = known and subject.guest is None
+    identity = _identity(subject, rules, control, params["reread"]) if is_asked else None
     held = subject.disk.provenance
     image_format = subject.disk.format if params["format"] == "keep" else params["format"]
     _form(params, image_format).check()
@@ -79,10 +92,10 @@ def _describe(
     }  # fmt: skip
 
 
-def _identity(params: dict[str, t.Any], subject: Subject, rules: Rules, control: Control | SilentControl) -> str:
+def _identity(subject: Subject, rules: Rules, control: Control | SilentControl, reread: bool) -> str:
     """The content of an idle disk, read unless it is remembered."""
     recollection = Recollection(_memory_key(subject), subject.stamp())
-    identity = None if params["reread"] else recollection.identity()
+    identity = None if reread else recollection.identity()
     if identity is None:
         with opened_flat([subject], rules, None) as [disk]:
             size = disk.flat.size
