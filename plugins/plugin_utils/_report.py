@@ -107,7 +107,7 @@ def _hash(image: Named) -> tuple[str, str] | None:
 
 def _same(image: Named, own: Named | None, provenance: Named) -> bool:
     held = {provenance.get("hash_value"), (own or {}).get("os_hash_value")} - {None}
-    return image["id"] == provenance["source"] or image.get("os_hash_value") in held
+    return image.get("os_hash_value") in held
 
 
 def _offered(image: Named) -> bool:

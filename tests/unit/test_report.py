@@ -55,6 +55,7 @@ REPLACED = image(NEW, "2026-06-01T00:00:00Z", "new")
     ("images", "held", "state"),
     [
         ([image()], volume(), "current"),
+        ([image(digest=None)], volume(digest=None), "current"),
         ([image(), REPLACED], volume(), "outdated"),
         ([REPLACED], volume(), "outdated"),
         ([image(), {**REPLACED, "os_hash_value": "old"}], volume(), "current"),
