@@ -270,6 +270,7 @@ class DiscServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 def main(folder: str) -> int:
     """Serves what is set in C(folder) until nobody needs it."""
+    os.umask(0o177)
     with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
         settings: Settings = json.load(file)
     with open(os.path.join(folder, LOCK), "w", encoding="ascii") as lock:
@@ -283,7 +284,6 @@ def main(folder: str) -> int:
         with open(os.path.join(folder, PID), "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
         _label_sockets()
-        os.umask(0o177)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(settings["socket"])
         with DiscServer(settings["socket"], image) as server:
