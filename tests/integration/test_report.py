@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 
 HOSTILE = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">{{ 7 * 7 }}"
 SCHEMES = ("light", "dark")
-WIDTHS = (360, 700, 1280)
+WIDTHS = (360, 900, 1280)
 
 LEAST_CONTRAST = """
 const luminance = (color) => {
