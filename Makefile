@@ -39,8 +39,10 @@ molecule: packages venv tree  ## Run all Molecule scenarios, on a whole host tha
 cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
 	@$(CLOUD_VENV)/bin/python tests/cloud/embedded_cloud.py start
 
-docs: venv tree  ## Write the parts of the documentation that are made from the code
-	PYTHONPATH=$(CACHE)/collections $(VENV)/bin/python docs/list_errors.py
+docs: venv tree  ## Build the documentation's site, after the parts that are made from the code
+	@$(IN_TREE) $(VENV)/bin/python docs/list_errors.py
+	@$(IN_TREE) docs/build $(VENV) $(CACHE)/docs
+	@echo "The site is there: $(CACHE)/docs/html/index.html"
 
 picture: packages venv tree  ## Take the picture of the report that is in the documentation
 	@$(IN_TREE) $(VENV)/bin/python docs/take_screenshot.py

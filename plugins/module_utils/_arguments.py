@@ -309,6 +309,7 @@ def volume_info_spec() -> Spec:
         "format": {"type": "str", "choices": list(FORMATS)},
         "check": {"type": "bool", "default": False},
         "content": {"type": "bool", "default": False},
+        "content_size": {"type": "str"},
     }
 
 
@@ -343,6 +344,63 @@ def volume_module_spec() -> Spec:
         "clone_of": {"type": "dict", "options": base, **EXISTING_VOLUME_RULES},
         "wipe": {"type": "bool", "default": False},
     }
+
+
+def guest_disk_info_spec() -> Spec:
+    """The options of guest_disk_info."""
+    return {"guest": {"type": "str", "required": True}}
+
+
+def guest_disk_spec() -> Spec:
+    """The options of guest_disk."""
+    return {
+        **_existing_volume_spec(),
+        "guest": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["attached", "detached"], "default": "attached"},
+        "target": {"type": "str"},
+        "bus": {"type": "str", "choices": ["virtio", "scsi", "sata", "ide", "usb"]},
+        "format": {"type": "str", "choices": ["raw", "qcow2"]},
+        "read_only": {"type": "bool", "default": False},
+        "timeout": {"type": "int", "default": 60},
+    }
+
+
+GUEST_DISK_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": EXISTING_VOLUME_RULES["mutually_exclusive"],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_if": [
+        ("state", "attached", ("path", "device", "vg", "pool"), True),
+        ("state", "detached", ("path", "device", "vg", "pool", "target"), True),
+    ],
+}
+
+
+def guest_cdrom_spec() -> Spec:
+    """The options of guest_cdrom."""
+    return {
+        **cloud_spec(),
+        "guest": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["inserted", "ejected"], "default": "inserted"},
+        "target": {"type": "str"},
+        "image": {"type": "str"},
+        "latest": {"type": "bool", "default": False},
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
+        **_existing_volume_spec(),
+        "force": {"type": "bool", "default": False},
+        "renew_for": {"type": "int", "default": 0},
+        "_image": {"type": "dict"},  # what is served; set by the action plugin
+        "_wait": {"type": "float", "default": 0},
+        **{name: option for name, option in _private_spec().items() if name != "_transfer"},
+    }
+
+
+_DISC_PLACES = ("path", "device", "vg", "pool", "image")
+
+GUEST_CDROM_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [_DISC_PLACES],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_by": {"host_interface": "image"},
+}
 
 
 def _existing_volume_spec() -> Spec:

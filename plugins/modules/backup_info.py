@@ -109,7 +109,7 @@ backups:
       description: The image's bytes.
       type: int
     virtual_size:
-      description: Bytes of the disk; null where Glance does not know them.
+      description: Bytes of the disk.
       type: int
     disk_format:
       description: The image's disk format.

@@ -113,6 +113,7 @@ extends_documentation_fragment:
   - imageferry.glance._export
   - imageferry.glance._transfer
   - imageferry.glance._controller
+  - imageferry.glance._controller.watched
   - imageferry.glance._controller.export
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud

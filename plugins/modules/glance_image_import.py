@@ -145,6 +145,7 @@ extends_documentation_fragment:
   - imageferry.glance._transfer
   - imageferry.glance._transfer.download
   - imageferry.glance._controller
+  - imageferry.glance._controller.watched
   - imageferry.glance._controller.import
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud

@@ -38,6 +38,11 @@ options:
         it was last read is not read again.
     type: bool
     default: false
+  content_size:
+    description:
+      - The size of the disk whose content is asked for, in bytes or with a unit, where the volume may be larger, as
+        logical volumes are. What follows has to be zeros. The whole disk by default.
+    type: str
 author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
@@ -146,7 +151,9 @@ volume:
       returned: with O(check=true)
       type: dict
     content:
-      description: The identity of the disk's content; null while a guest that runs may write to it.
+      description:
+        - The identity of the disk's content; null while a guest that runs may write to it, and where more than zeros
+          follows after O(content_size).
       returned: with O(content=true)
       type: str
 """

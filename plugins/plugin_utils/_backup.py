@@ -26,8 +26,8 @@ SET, HOST, DISK = f"{_PREFIX}set", f"{_PREFIX}host", f"{_PREFIX}disk"
 TIMES = f"{_PREFIX}times"
 """The moments, ascending, with commas between."""
 
-FORMAT, VOLUME = f"{_PREFIX}format", f"{_PREFIX}volume"
-"""The disk's own format, and where it lay, as JSON in the words of the options."""
+FORMAT, SIZE, VOLUME = f"{_PREFIX}format", f"{_PREFIX}size", f"{_PREFIX}volume"
+"""The disk's own format, its bytes, and where it lay, as JSON in the words of the options."""
 
 SEEN = f"{_PREFIX}seen"
 """The last day on which a run found the disk to hold this content."""
@@ -58,7 +58,7 @@ class Point(t.NamedTuple):
     def to_dict(self) -> dict[str, t.Any]:
         """Plain values, as returned to the user."""
         image = self.image
-        shown = ("name", "size", "virtual_size", "disk_format", "status", "protected")
+        shown = ("name", "size", "disk_format", "status", "protected")
         return {
             **{name: getattr(self, name) for name in ("set", "host", "disk", "time", "newest")},
             "seen": image.get(SEEN),
@@ -67,6 +67,7 @@ class Point(t.NamedTuple):
             "image": image["id"],
             "content": image.get(CONTENT),
             **{name: image.get(name) for name in shown},
+            "virtual_size": int(image[SIZE]) if SIZE in image else None,
         }
 
 
@@ -175,6 +176,7 @@ class BackupExport(Export):
             **dict(zip((SET, HOST, DISK), self._address, strict=True)),
             TIMES: ",".join(times if is_newest else [*times, self._time]),
             FORMAT: surveyed.volume["format"],
+            SIZE: surveyed.virtual_size,
             VOLUME: json.dumps(_place(surveyed.volume)),
             SEEN: max(self._time[:10], (present or {}).get(SEEN, "")),
         }

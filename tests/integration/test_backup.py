@@ -85,6 +85,13 @@ def test_a_disk_is_kept_at_every_moment_that_it_changed(run, project, disk, tmp_
     assert (listed[0]["format"], listed[0]["volume"]) == ("qcow2", {"path": str(disk)})
     looked = run("volume_info", path=str(disk), format="qcow2", content=True)["volume"]
     assert looked["content"] == listed[2]["content"] != listed[1]["content"]
+    as_small = run("volume_info", path=str(disk), format="qcow2", content=True, content_size="4MiB")["volume"]
+    assert as_small["content"] not in (None, looked["content"])
+    run("volume_extend", path=str(disk), format="qcow2", size="20MiB")
+    larger = run("volume_info", path=str(disk), format="qcow2", content=True, content_size="16MiB")["volume"]
+    assert larger["content"] == looked["content"]
+    beyond = run("volume_info", path=str(disk), format="qcow2", content=True, content_size="1MiB")["volume"]
+    assert beyond["content"] is None
     (then,) = run("backup_info", set="moments", at="2026-01-02T23:00:00Z")["backups"]
     assert then["image"] == listed[1]["image"]
     glance = connect(project).image

@@ -149,6 +149,15 @@ def test_what_cannot_be_exported_leaves_nothing(export, glance, chain, tmp_path,
     assert not listed(glance, "refused")
 
 
+def test_what_is_to_be_done_is_said_in_words_of_an_export(export, chain, tmp_path):
+    assert "Set 'source_format: qcow2' if it is, or 'source_format: raw'." in export(f"path: {chain}\nname: x")["msg"]
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(MIB)
+        refused = export(f"path: {disk}\nname: x")
+    assert refused["error"] == "volume_in_use" and refused["msg"].endswith(". Stop what uses it first."), refused
+
+
 def test_a_protected_image_is_not_replaced(export, glance, tmp_path):
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(MIB))

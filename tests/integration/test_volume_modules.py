@@ -130,7 +130,8 @@ def test_what_cannot_be_cloned_is_not(play, tmp_path):
     task = f"path: {tmp_path}/clone\nclone_of: {{path: {tmp_path}/base}}"
     assert play("volume", task)["error"] == "volume_not_found"
     qemu_img("create", "-f", "qcow2", tmp_path / "base", "8M")
-    assert play("volume", task)["error"] == "volume_invalid"  # nobody says that it is a qcow2
+    guessed = play("volume", task)  # nobody says that it is a qcow2
+    assert guessed["error"] == "volume_invalid" and "'clone_of.format: qcow2'" in guessed["msg"]
     named = f"path: {tmp_path}/clone\nclone_of: {{path: {tmp_path}/base, format: qcow2}}"
     assert play("volume", named + "\nsize: 1MiB")["error"] == "invalid_option"
     assert play("volume", named + "\nformat: raw")["error"] == "invalid_option"

@@ -91,7 +91,7 @@ def read_base(volume: Volume, asked_format: str | None) -> Base:
     disk = read_disk(volume, asked_format, ())
     if disk is None:
         raise VolumeNotFound(f"{volume.label}, which is to be cloned, does not exist.")
-    header = check_can_change(volume, disk)
+    header = check_can_change(volume, disk, "clone_of.format")
     if disk.format not in ("raw", "qcow2"):
         raise UnsupportedFormat(f"{volume.label} is {disk.format}, which is not cloned.")
     return Base(volume, disk.format, header.virtual_size if header else disk.size.size, disk.provenance)

@@ -75,9 +75,10 @@ def read_disk(volume: Volume, asked: str | None, guests: t.Sequence[GuestDisk]) 
     return Disk(there, told.get(source) or detect(head), source, head, held)
 
 
-def check_can_change(volume: Volume, disk: Disk) -> Qcow2Header | None:
+def check_can_change(volume: Volume, disk: Disk, option: str = "format") -> Qcow2Header | None:
     """Judges whether the disk may be handed to qemu, or to whoever changes it; a qcow2's header.
 
+    :param option: the one that says the disk's format.
     :raises VolumeInvalid: its import was not completed, or its format is nobody's word but its own.
     :raises FormatMismatch: it is not in the format that is said.
     :raises UnsafeImage, UnsupportedFormat, DamagedImage: see L(check_overlay).
@@ -86,18 +87,18 @@ def check_can_change(volume: Volume, disk: Disk) -> Qcow2Header | None:
         raise VolumeInvalid(f"An import to {volume.label} was not completed.", "Run the import again first.")
     if disk.format != "qcow2":
         if not disk.is_trusted and disk.format != "raw":
-            _refuse_guess(volume, disk)
+            _refuse_guess(volume, disk, option)
         return None
     if not disk.is_trusted:
-        _refuse_guess(volume, disk)
+        _refuse_guess(volume, disk, option)
     found = detect(disk.head)
     if found != "qcow2":
-        raise FormatMismatch(f"{volume.label} is said to be qcow2, but is {found}.", "Set 'format' to what it is.")
+        raise FormatMismatch(f"{volume.label} is said to be qcow2, but is {found}.", f"Set '{option}' to what it is.")
     return check_overlay(disk.head, volume.path, None if volume.is_block else disk.size.size)[0]
 
 
-def _refuse_guess(volume: Volume, disk: Disk) -> None:
+def _refuse_guess(volume: Volume, disk: Disk, option: str) -> None:
     raise VolumeInvalid(
         f"{volume.label} looks like {disk.format}, but a guest may have written that to a raw disk.",
-        f"Set 'format: {disk.format}' if it is, or 'format: raw'.",
+        f"Set '{option}: {disk.format}' if it is, or '{option}: raw'.",
     )

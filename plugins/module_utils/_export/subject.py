@@ -138,7 +138,7 @@ def _find(volume: Volume, name: str, rules: Rules, connection: t.Any) -> Subject
     if disk.format not in FORMATS:
         raise UnsupportedFormat(f"{volume.label} is {disk.format}, and can be exported only if it is raw or qcow2.")
     if running is None:
-        check_can_change(volume, disk)
+        check_can_change(volume, disk, "source_format")
     links = disk.chain(volume.path)
     if links and not rules.flatten:
         raise InvalidOption(

@@ -21,7 +21,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._export.subject 
     subjects,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
-from ansible_collections.imageferry.glance.plugins.module_utils._image.content import ContentHasher, survey
+from ansible_collections.imageferry.glance.plugins.module_utils._image.content import (
+    Beginning,
+    ContentHasher,
+    is_zero_from,
+    survey,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._module import http_options
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
@@ -59,15 +64,30 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def content_of(params: dict[str, t.Any], connection: t.Any) -> str | None:
-    """The identity of what is on an idle disk; None while a guest that runs may write to it.
+    """The identity of what is on an idle disk.
+
+    None while a guest that runs may write to it, and where it is not what is on a disk of C(content_size) bytes.
 
     :param params: the options of C(volume_info_spec).
     :param connection: to libvirt, None where there is none.
     :raises FerryError: it cannot be read.
     """
+    size = None if params["content_size"] is None else parse_size(params["content_size"], "content_size")
     rules = Rules(params["format"], None, flatten=True, live=True, quiesce="never", scratch_dir=None)
     with subjects({**params, "domain": None}, rules, connection) as [subject]:
-        return _identity(subject, rules, SilentControl(), reread=False) if subject.guest is None else None
+        if subject.guest is not None:
+            return None
+        if size in (None, subject.virtual_size):
+            return _identity(subject, rules, SilentControl(), reread=False)
+        return _identity_of_beginning(subject, rules, size)
+
+
+def _identity_of_beginning(subject: Subject, rules: Rules, size: int) -> str | None:
+    """The identity of the first C(size) bytes, if only zeros follow: a volume may be larger than what is on it."""
+    with opened_flat([subject], rules, None) as [disk]:
+        if disk.flat.size < size or not is_zero_from(disk.flat, size):
+            return None
+        return survey(Beginning(disk.flat, size), lambda _position: None).identity
 
 
 def _describe(

@@ -22,15 +22,20 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 imp
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import read_provenance
 
 XATTR = "user.imageferry.clones"
+_REMEDY_OF_FILES = "Remove these clones first, or have each stand for itself with 'qemu-img rebase -b \"\"'."
 _UNREADABLE = {errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def check_no_clones(label: str, clones: list[str]) -> None:
     """
+    :param clones: files by their path, logical volumes as C(vg/lv).
     :raises HasClones: there are some.
     """
     if clones:
-        raise HasClones(f"{label} is what {', '.join(clones)} stands on.", clones=clones)
+        are_files = clones[0].startswith("/")
+        raise HasClones(
+            f"{label} is what {', '.join(clones)} stands on.", _REMEDY_OF_FILES if are_files else None, clones=clones
+        )
 
 
 def find_clones(path: str) -> list[str]:

@@ -10,7 +10,12 @@ import threading
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import HasClones, TransferFailed, VolumeInUse
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import XATTR, find_clones, note_clone
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import (
+    XATTR,
+    check_no_clones,
+    find_clones,
+    note_clone,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.holes import Holes, find_holes
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
@@ -48,6 +53,13 @@ def test_overlays_beside_the_base_count_and_others_once_noted(base, clone):
     note_clone(base, elsewhere)
     note_clone(base, elsewhere)
     assert find_clones(base) == [beside, elsewhere]
+
+
+@pytest.mark.parametrize(("clone", "rebase"), [("/srv/clone", True), ("vg0/clone", False)])
+def test_only_clones_in_files_can_be_made_to_stand_for_themselves(clone, rebase):
+    with pytest.raises(HasClones) as refused:
+        check_no_clones("base", [clone])
+    assert ("qemu-img rebase" in refused.value.remedy) is rebase
 
 
 def test_what_is_gone_or_something_else_by_now_does_not_count(base, clone, tmp_path):
