@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks as an operator starts them, on several hosts, with variables and no YAML but a list of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import HOST_PYTHON, qemu_img, qemu_io
+
+HOST = "ansible_connection=local ansible_python_interpreter="
+
+
+@pytest.fixture
+def run(tmp_path, cloud, images):
+    """Runs a playbook on the hosts one, two and three; returns its summary, nothing where it did not come so far."""
+    inventory = tmp_path / "inventory"
+    inventory.write_text("".join(f"{name} {HOST}{HOST_PYTHON}\n" for name in ("one", "two", "three")))
+    environment = {**os.environ, "HOME": str(tmp_path), "OS_CLOUD": "demo", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+                   "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml)}  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+
+    def run(playbook, *arguments, fails=False, **variables):
+        command = [Path(sys.prefix) / "bin" / "ansible-playbook", f"imageferry.glance.{playbook}", "-i", inventory,
+                   "-e", json.dumps(variables), *arguments]  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        run.output = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, run.output
+        _before, _name, end = done.stdout.rpartition("TASK [Sum up]")
+        return json.loads(end[end.index("{") : end.rindex("}") + 1])["msg"] if "TASK [Sum up]" in done.stdout else []
+
+    return run
+
+
+def test_one_host_that_fails_does_not_stop_the_others(run, tmp_path):
+    for name in ("one", "three"):
+        (tmp_path / name).mkdir()
+    wanted = {"image": "disk-qcow2", "path": f"{tmp_path}/{{{{ inventory_hostname }}}}/disk", "size": "", "vg": ""}
+    summary = run("import_image", fails=True, **wanted)
+    assert [line.split()[:2] for line in summary[:-1]] == [["one", "changed"], ["two", "failed"], ["three", "changed"]]
+    assert f"{tmp_path}/two" in summary[1] and "MiB in" in summary[0]
+    assert summary[-1].startswith("2 changed, 0 ok, 1 failed; ")
+    (tmp_path / "two").mkdir()
+    assert run("import_image", **wanted)[-1].startswith("1 changed, 2 ok, 0 failed; "), "the others have it already"
+    assert run("import_image", "--limit=one", fails=True, **{**wanted, "path": ""}) == []
+    assert "Say what to import" in run.output
+
+
+def test_hosts_hold_the_images_of_a_file(run, tmp_path):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "foreign").write_bytes(b"somebody's")
+    listed = tmp_path / "images.yml"
+    images = [{"image": name, "path": f"{tmp_path}/library/{name}"} for name in ("disk-raw", "twice")]
+    listed.write_text(yaml.safe_dump({"image_sync_images": images}))
+    predicted = run("sync_images", "--check", "--limit=one", images_file=str(listed))
+    assert [line.split()[:4] for line in predicted[:2]] == [["one", "changed", "Would", "import:"]] * 2
+    done = run("sync_images", "--limit=one", images_file=str(listed))
+    assert done[-1].startswith("2 changed, 0 ok, 0 failed; ")
+    again = run("sync_images", "--limit=one", images_file=str(listed))
+    assert again[-1] == "0 changed, 2 ok, 0 failed."
+    run("sync_images", "--limit=one", fails=True)
+    assert "Say which images" in run.output
+    run("sync_images", "--limit=one", fails=True, images_file=str(listed), prune=True)
+    assert "but not where" in run.output
+
+
+def test_a_disk_is_restored_as_it_was(run, tmp_path):
+    disk = tmp_path / "disk"
+    qemu_img("create", "-f", "raw", disk, "8M")
+    qemu_io(disk, "raw", "write -P 1 1M 1M")
+    wanted = {"backup_set": "playbooks", "path": str(disk), "source_format": "raw", "keep_last": 1}
+    assert "new in the set" in run("backup", "--check", "--limit=one", **wanted)[0]
+    assert "new in the set" in run("backup", "--limit=one", **wanted)[0]
+    qemu_io(disk, "raw", "write -P 2 1M 1M")
+    refused = run("restore", "--limit=one", fails=True, backup_set="playbooks", overwrite="")[0]
+    assert "image_restore_overwrite: true" in refused
+    asked = {"backup_set": "playbooks", "overwrite": True, "source_host": "one"}
+    elsewhere = {**asked, "disk": str(disk), "path": f"{tmp_path}/copy"}
+    assert "Would replace" in run("restore", "--check", "--limit=one", **asked)[0]
+    assert "Replaced" in run("restore", "--limit=one", **asked)[0]
+    assert "Nothing to do" in run("restore", "--limit=one", **asked)[0]
+    assert "Imported" in run("restore", "--limit=two", **elsewhere)[0]
+    for path in (disk, tmp_path / "copy"):
+        qemu_io(path, "raw", "read -P 1 1M 1M")
+    run("restore", "--limit=two", fails=True, backup_set="nothing")
+    assert "only backups of no disk" in run.output
