@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 
 HOSTILE = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">{{ 7 * 7 }}"
 SCHEMES = ("light", "dark")
-WIDTHS = (360, 700, 1280)
+WIDTHS = (360, 900, 1280)
 
 LEAST_CONTRAST = """
 const luminance = (color) => {
@@ -187,8 +187,8 @@ def test_headings_stay_in_sight(browser, example_page):
     show(browser, example_page)
     browser.execute_script("scrollTo(0, document.querySelector('#images tr:nth-child(4)').offsetTop + 900)")
     top = "return document.querySelector(arguments[0]).getBoundingClientRect()"
-    heading, bar = (browser.execute_script(top, selector) for selector in ("#images th", "nav"))
-    assert bar["top"] == 0 and heading["top"] == pytest.approx(bar["bottom"], abs=1.5)
+    heading, parts = (browser.execute_script(top, selector) for selector in ("#images th", "nav"))
+    assert parts["top"] == 0 and heading["top"] == pytest.approx(parts["bottom"], abs=1.5)
 
 
 def test_tables_are_cards_on_a_phone(browser, example_page):

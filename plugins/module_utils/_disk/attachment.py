@@ -137,7 +137,10 @@ class GuestDisks:
 
 
 def _is_at(drive: Drive, path: str) -> bool:
-    return drive.path is not None and (drive.path == path or identity(path) == identity(drive.path) is not None)
+    if drive.path is None or drive.path == path:
+        return drive.path is not None
+    found = identity(path)
+    return found is not None and found == identity(drive.path)
 
 
 def _describe(drive: Drive) -> str:

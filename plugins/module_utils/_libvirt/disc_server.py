@@ -258,7 +258,8 @@ class DiscServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         """Notes what went wrong, once in a row."""
         if message != self._told:
             self._told = message
-            print(message, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{message}\n")
+            sys.stderr.flush()
 
     def service_actions(self) -> None:
         """Ends it once nobody needs it any more; called twice a second."""
@@ -270,6 +271,7 @@ class DiscServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 def main(folder: str) -> int:
     """Serves what is set in C(folder) until nobody needs it."""
+    os.umask(0o177)
     with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
         settings: Settings = json.load(file)
     with open(os.path.join(folder, LOCK), "w", encoding="ascii") as lock:
@@ -278,12 +280,11 @@ def main(folder: str) -> int:
         try:
             image.read(0, 1)
         except (ReadFailed, OSError) as err:
-            print(err, file=sys.stderr)
+            sys.stderr.write(f"{err}\n")
             return 1
         with open(os.path.join(folder, PID), "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
         _label_sockets()
-        os.umask(0o177)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(settings["socket"])
         with DiscServer(settings["socket"], image) as server:
@@ -302,4 +303,4 @@ def _label_sockets() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    raise SystemExit(main(sys.argv[1]))

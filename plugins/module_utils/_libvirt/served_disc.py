@@ -141,7 +141,7 @@ class ServedDisc:
             )
         self._wait_until_served(process, log)
         owner = _owner_of_qemu(self._domain)
-        os.chown(self.claim.socket, owner.st_uid, owner.st_gid)
+        os.lchown(self.claim.socket, owner.st_uid, owner.st_gid)  # QEMU may put a link in its place
 
     def _wait_until_served(self, process: subprocess.Popen[bytes], log: str) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
