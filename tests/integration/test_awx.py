@@ -59,7 +59,8 @@ class Job:
         host = f"host0 ansible_connection=local ansible_python_interpreter={python}\n"
         (folder / "inventory" / "hosts").write_text(host)
         (folder / "env" / "settings").write_text(json.dumps({"pexpect_timeout": 1, "suppress_ansible_output": True}))
-        monkeypatch.delenv("PYTHONPATH", raising=False)
+        for name in ("OS_CLOUD", "PYTHONPATH"):
+            monkeypatch.delenv(name, raising=False)
         self.environment = {
             "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.home),
@@ -172,7 +173,7 @@ def test_awxs_own_openstack_credential_will_do(job, cloud, images, tmp_path):
         project=auth["project_name"], project_domain_name="Default", domain="Default", region="RegionOne",
         verify_ssl=True,
     )  # fmt: skip
-    answers = answered("import_image", image="disk-qcow2", path=f"{tmp_path}/volume", cloud="devstack")
+    answers = answered("import_image", image="disk-qcow2", path=f"{tmp_path}/volume")
     (job.folder / "answers.json").write_text(json.dumps(answers))
     run = subprocess.run(
         [VENV / "bin" / "ansible-navigator", "run", job.folder / "project" / "playbooks" / "import_image.yml",
@@ -186,12 +187,14 @@ def test_awxs_own_openstack_credential_will_do(job, cloud, images, tmp_path):
     assert (tmp_path / "volume").read_bytes() == images["disk-qcow2"].read_bytes()
 
 
-def test_the_assets_can_be_imported_again_and_again():
+def test_the_assets_can_be_imported_again_and_again(tmp_path):
     awx = StandIn()
     command = [VENV / "bin" / "awx", "--conf.host", awx.url().rstrip("/"), "--conf.token", "a", "-f", "yaml", "import"]
     for _attempt in range(2):
         with (ROOT / "awx" / "assets.yml").open() as file:
-            run = subprocess.run(command, stdin=file, capture_output=True, text=True, check=False)
+            run = subprocess.run(
+                command, env={"HOME": str(tmp_path)}, stdin=file, capture_output=True, text=True, check=False
+            )
         assert run.returncode == 0 and awx.refused == [], (run.stdout, run.stderr, awx.refused)
     awx.stop()
     for resource, assets in ASSETS.items():
