@@ -44,6 +44,9 @@ docs: venv tree  ## Build the documentation's site, after the parts that are mad
 	@$(IN_TREE) docs/build $(VENV) $(CACHE)/docs
 	@echo "The site is there: $(CACHE)/docs/html/index.html"
 
+picture: packages venv tree  ## Take the picture of the report that is in the documentation
+	@$(IN_TREE) $(VENV)/bin/python docs/take_screenshot.py
+
 bench: packages venv cloud-venv tree  ## Measure the import against what people use instead
 	@$(IN_TREE) $(VENV)/bin/python benchmarks/bench.py --venv $(CLOUD_VENV)
 
@@ -74,5 +77,5 @@ tree:
 	@mkdir -p $(dir $(TREE))
 	@ln -sfn $(CURDIR) $(TREE)
 
-.PHONY: help demo test lint sanity hosts molecule cloud docs bench clean packages setup
+.PHONY: help demo test lint sanity hosts molecule cloud docs picture bench clean packages setup
 .PHONY: venv cloud-venv demo-venv newest-venv host39-venv tree

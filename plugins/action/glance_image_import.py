@@ -20,8 +20,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._sizes import pa
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue import find_image
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._handover import hand_over, trust_arguments
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
-from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
+from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
 
 _MODULE = "glance_image_import"
@@ -50,9 +51,7 @@ class ActionModule(FerryAction):
         found = self.ask_once({**options, **wanted}, lambda: _find(options, wanted))
         tokens = TokenChain(found["token"], options)
         image = found["image"]
-        arguments.update(url=found["url"], validate_certs=found["verifies"])
-        arguments.update(_image=image, _token=tokens.current(), _ca_data=found["ca_data"])
-        arguments.update(_client_cert=found["client_cert"], _client_key=found["client_key"])
+        arguments.update(trust_arguments(found), url=found["url"], _image=image, _token=tokens.current())
         label = params["progress"] and (image["name"] or image["id"])
         return self._carry(arguments, task_vars, tokens, image["size"], label)
 
@@ -81,13 +80,4 @@ def _find(options: dict[str, t.Any], wanted: dict[str, t.Any]) -> dict[str, t.An
     limit = parse_size(wanted["max_virtual_size"], "max_virtual_size")
     if wanted["decompress"] == "none":  # what else there is inside, the host sees when it is decompressed
         judge(cloud, image, limit)
-    client_cert, client_key = cloud.client_certificate()
-    return {
-        "image": image,
-        "url": cloud.image_url(f"/images/{image['id']}/file", wanted["host_interface"]),
-        "token": issue_token(cloud),
-        "verifies": cloud.verifies,
-        "ca_data": cloud.ca_data(),
-        "client_cert": client_cert,
-        "client_key": client_key,
-    }
+    return hand_over(cloud, image, wanted["host_interface"])

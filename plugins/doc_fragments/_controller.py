@@ -19,6 +19,10 @@ options:
   _client_key:
     description: For this collection's own use. The key of the client certificate.
     type: str
+"""
+
+    WATCHED = r"""
+options:
   _transfer:
     description: For this collection's own use. The folder through which the controller watches the transfer.
     type: path

@@ -157,7 +157,7 @@ def import_spec() -> Spec:
         "cluster_size": {"type": "str"},
         "compress": {"type": "str", "choices": ["zlib", "zstd"]},
         "staging_dir": {"type": "path"},
-        "overwrite": {"type": "str", "choices": ["never", "different", "always"], "default": "never"},
+        "overwrite": {"type": "str", "choices": ["never", "imported", "different", "always"], "default": "never"},
         "allow_unverified": {"type": "bool", "default": False},
         "max_virtual_size": {"type": "str", "default": "8TiB"},
         "lock_timeout": {"type": "int", "default": 60},
@@ -190,30 +190,41 @@ IMPORT_RULES: dict[str, t.Any] = {
 EXISTING_VOLUME_RULES: dict[str, t.Any] = {**VOLUME_RULES, "mutually_exclusive": [("path", "device", "vg", "pool")]}
 
 
+def _reading_spec() -> Spec:
+    """How a disk is read, and brought to an image."""
+    return {
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
+        **_existing_volume_spec(),
+        "domain": {"type": "str"},
+        "source_format": {"type": "str", "choices": list(FORMATS)},
+        "live": {"type": "bool", "default": True},
+        "quiesce": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+        "scratch_dir": {"type": "path"},
+        "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
+        "cluster_size": {"type": "str", "default": "64KiB"},
+        "compress": {"type": "str", "choices": ["zlib", "zstd"]},
+        "spool_dir": {"type": "path"},
+        "store": {"type": "str"},
+        "reread": {"type": "bool", "default": False},
+        "lock_timeout": {"type": "int", "default": 60},
+        **transfer_spec(),
+    }
+
+
 def export_spec() -> Spec:
     """The options of glance_image_export."""
     strings = {"type": "list", "elements": "str"}
     disk = {"disk": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
     return {
         **cloud_spec(),
-        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
-        **_existing_volume_spec(),
-        "domain": {"type": "str"},
+        **_reading_spec(),
         "disk": {"type": "str"},
         "disks": {"type": "list", "elements": "dict", "options": disk},
-        "source_format": {"type": "str", "choices": list(FORMATS)},
         "snapshot": {"type": "str"},
         "flatten": {"type": "bool", "default": True},
-        "live": {"type": "bool", "default": True},
-        "quiesce": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
-        "scratch_dir": {"type": "path"},
         "name": {"type": "str"},
         "id": {"type": "str"},
         "format": {"type": "str", "choices": ["keep", *FORMATS], "default": "keep"},
-        "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
-        "cluster_size": {"type": "str", "default": "64KiB"},
-        "compress": {"type": "str", "choices": ["zlib", "zstd"]},
-        "spool_dir": {"type": "path"},
         "container_format": {"type": "str", "default": "bare"},
         "visibility": {"type": "str", "choices": ["private", "shared", "community", "public"]},
         "protected": {"type": "bool"},
@@ -223,12 +234,8 @@ def export_spec() -> Spec:
         "min_disk": {"type": "int"},
         "min_ram": {"type": "int"},
         "members": strings,
-        "store": {"type": "str"},
         "keep_metadata": {"type": "bool", "default": True},
         "on_existing": {"type": "str", "choices": ["replace", "new", "fail"], "default": "replace"},
-        "reread": {"type": "bool", "default": False},
-        "lock_timeout": {"type": "int", "default": 60},
-        **transfer_spec(),
         "_known": {"type": "dict"},  # the contents that are in Glance already, by the name of the disk
         "_images": {"type": "dict"},  # where the disks go; without it, nothing is moved
         **_private_spec(),
@@ -246,12 +253,71 @@ EXPORT_RULES: dict[str, t.Any] = {
 }  # fmt: skip
 
 
+def backup_spec() -> Spec:
+    """The options of volume_backup."""
+    return {
+        **cloud_spec(),
+        **_reading_spec(),
+        "set": {"type": "str", "required": True},
+        "host": {"type": "str"},
+        "label": {"type": "str"},
+        "time": {"type": "str"},
+        "disks": {"type": "list", "elements": "str"},
+        "format": {"type": "str", "choices": ["keep", "raw", "qcow2"], "default": "qcow2"},
+        "visibility": {"type": "str", "choices": ["private", "shared", "community", "public"], "default": "private"},
+        "protected": {"type": "bool"},
+        "tags": {"type": "list", "elements": "str"},
+        "properties": {"type": "dict"},
+    }
+
+
+BACKUP_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [_DISK_PLACES, ("domain", "source_format"), ("domain", "label")],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_one_of": [_DISK_PLACES],
+    "required_by": {"disks": "domain"},
+}
+
+
+def backup_info_spec() -> Spec:
+    """The options of backup_info."""
+    strings = ("set", "host", "disk", "guest", "at")
+    return {
+        **cloud_spec(),
+        **{name: {"type": "str"} for name in strings},
+        "newest": {"type": "bool", "default": False},
+    }
+
+
+def backup_prune_spec() -> Spec:
+    """The options of backup_prune."""
+    counts = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly")
+    return {
+        **cloud_spec(),
+        "set": {"type": "str", "required": True},
+        "host": {"type": "str"},
+        **{name: {"type": "int", "default": 0} for name in counts},
+        "min_age": {"type": "str", "default": "0d"},
+        "unprotect": {"type": "bool", "default": False},
+    }
+
+
 def volume_info_spec() -> Spec:
     """The options of volume_info."""
     return {
         **_existing_volume_spec(),
         "format": {"type": "str", "choices": list(FORMATS)},
         "check": {"type": "bool", "default": False},
+        "content": {"type": "bool", "default": False},
+        "content_size": {"type": "str"},
+    }
+
+
+def host_volumes_spec() -> Spec:
+    """The options of host_volumes_info."""
+    return {
+        "folders": {"type": "list", "elements": "path", "default": ["/var/lib/libvirt/images"]},
+        "vgs": {"type": "list", "elements": "str"},
     }
 
 
@@ -278,6 +344,63 @@ def volume_module_spec() -> Spec:
         "clone_of": {"type": "dict", "options": base, **EXISTING_VOLUME_RULES},
         "wipe": {"type": "bool", "default": False},
     }
+
+
+def guest_disk_info_spec() -> Spec:
+    """The options of guest_disk_info."""
+    return {"guest": {"type": "str", "required": True}}
+
+
+def guest_disk_spec() -> Spec:
+    """The options of guest_disk."""
+    return {
+        **_existing_volume_spec(),
+        "guest": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["attached", "detached"], "default": "attached"},
+        "target": {"type": "str"},
+        "bus": {"type": "str", "choices": ["virtio", "scsi", "sata", "ide", "usb"]},
+        "format": {"type": "str", "choices": ["raw", "qcow2"]},
+        "read_only": {"type": "bool", "default": False},
+        "timeout": {"type": "int", "default": 60},
+    }
+
+
+GUEST_DISK_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": EXISTING_VOLUME_RULES["mutually_exclusive"],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_if": [
+        ("state", "attached", ("path", "device", "vg", "pool"), True),
+        ("state", "detached", ("path", "device", "vg", "pool", "target"), True),
+    ],
+}
+
+
+def guest_cdrom_spec() -> Spec:
+    """The options of guest_cdrom."""
+    return {
+        **cloud_spec(),
+        "guest": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["inserted", "ejected"], "default": "inserted"},
+        "target": {"type": "str"},
+        "image": {"type": "str"},
+        "latest": {"type": "bool", "default": False},
+        "host_interface": {"type": "str", "choices": ["admin", "internal", "public"]},
+        **_existing_volume_spec(),
+        "force": {"type": "bool", "default": False},
+        "renew_for": {"type": "int", "default": 0},
+        "_image": {"type": "dict"},  # what is served; set by the action plugin
+        "_wait": {"type": "float", "default": 0},
+        **{name: option for name, option in _private_spec().items() if name != "_transfer"},
+    }
+
+
+_DISC_PLACES = ("path", "device", "vg", "pool", "image")
+
+GUEST_CDROM_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [_DISC_PLACES],
+    "required_together": VOLUME_RULES["required_together"],
+    "required_by": {"host_interface": "image"},
+}
 
 
 def _existing_volume_spec() -> Spec:

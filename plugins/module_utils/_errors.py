@@ -384,6 +384,48 @@ class GuestRunning(VolumeInUse):
     remedy = "Shut the guest down first, or set 'live: true'."
 
 
+class TargetTaken(FerryError):
+    """The guest has another disk at this target."""
+
+    code = "target_taken"
+    remedy = "Choose another target, or leave 'target' out for the next free one."
+
+
+class AttachedOtherwise(FerryError):
+    """The guest has the volume already, but not as it was asked for."""
+
+    code = "attached_otherwise"
+    remedy = "Detach it first, or ask for it as it is."
+
+
+class GuestKeepsDisk(FerryError):
+    """The running guest has not let go of the disk in time."""
+
+    code = "guest_keeps_disk"
+    remedy = "See that the system in it runs and unmounts the disk, and run again; or shut it down."
+
+
+class NoCdDrive(FerryError):
+    """The guest has no such CD drive."""
+
+    code = "no_cd_drive"
+    remedy = "Add a CD drive to the guest's definition, with 'virsh edit'."
+
+
+class GuestNotRunning(FerryError):
+    """The guest is shut off, and this needs one that runs."""
+
+    code = "guest_not_running"
+    remedy = "Start the guest first."
+
+
+class GuestRefused(FerryError):
+    """libvirt, QEMU or the guest refuses the change."""
+
+    code = "guest_refused"
+    remedy = "See what libvirt says here, and its log on this host."
+
+
 class BackupRefused(FerryError):
     """libvirt, QEMU or the agent in the guest refuses a backup."""
 

@@ -43,14 +43,6 @@ options:
         description: Name of its image.
         type: str
         required: true
-  source_format:
-    description:
-      - The disk's format. By default it is the one that was recorded when the disk was imported or created, or the one
-        that a guest's definition in libvirt says.
-      - Needed where nobody says it and the disk looks like something other than V(raw), as a guest can write anything
-        to a raw disk.
-    type: str
-    choices: [raw, qcow2, iso]
   snapshot:
     description: Name or id of an internal snapshot of a qcow2, which is exported instead of what the disk holds now.
     type: str
@@ -58,22 +50,6 @@ options:
     description: Whether a disk that is laid over others is exported together with them. V(false) refuses it.
     type: bool
     default: true
-  live:
-    description: Whether the disk of a running guest may be exported. V(false) asks for the guest to be shut down.
-    type: bool
-    default: true
-  quiesce:
-    description:
-      - Whether a running guest's file systems are frozen at the moment that the export is of. V(auto) does so where the
-        guest has an agent, V(always) fails where it has none, V(never) leaves the guest alone.
-    type: str
-    choices: [auto, always, never]
-    default: auto
-  scratch_dir:
-    description:
-      - Folder, that QEMU can reach, for what a running guest overwrites while its disk is read. By default the one that
-        the disk's file is in, and C(/var/lib/libvirt/images) for a device.
-    type: path
   name:
     description: Name of the image.
     type: str
@@ -85,24 +61,6 @@ options:
     type: str
     choices: [keep, raw, qcow2, iso]
     default: keep
-  compat:
-    description: Version of a qcow2, V(0.10) for version 2, which the oldest of QEMUs understand.
-    type: str
-    choices: ["0.10", "1.1"]
-    default: "1.1"
-  cluster_size:
-    description: Size of a qcow2's clusters.
-    type: str
-    default: 64KiB
-  compress:
-    description:
-      - Compresses the clusters of a qcow2, in this way. V(zstd) needs libzstd, which comes with QEMU.
-      - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known.
-    type: str
-    choices: [zlib, zstd]
-  spool_dir:
-    description: Folder for compressed bytes, C(/var/tmp) by default. Its space is checked first.
-    type: path
   container_format:
     description: Container format of the image.
     type: str
@@ -134,9 +92,6 @@ options:
     description: Ids of the projects that the image is shared with.
     type: list
     elements: str
-  store:
-    description: The store of Glance that the image goes to, as M(imageferry.glance.glance_provider_info) lists them.
-    type: str
   keep_metadata:
     description:
       - Whether the image gets the tags, properties and requirements of the image that the disk was imported from, as
@@ -150,29 +105,15 @@ options:
     type: str
     choices: [replace, new, fail]
     default: replace
-  reread:
-    description:
-      - Whether to read a disk also when its files have not been written to since their content was last seen, by what
-        the file system says.
-    type: bool
-    default: false
-  lock_timeout:
-    description: Seconds to wait for an import to the same volume before failing.
-    type: int
-    default: 60
-  host_interface:
-    description:
-      - Which endpoint of the catalogue the hosts push to, while the controller uses O(interface). For hosts that sit in
-        the cloud's internal network. The same as O(interface) by default.
-    type: str
-    choices: [admin, internal, public]
 author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
   - imageferry.glance._cloud
   - imageferry.glance._volume
+  - imageferry.glance._export
   - imageferry.glance._transfer
   - imageferry.glance._controller
+  - imageferry.glance._controller.watched
   - imageferry.glance._controller.export
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud

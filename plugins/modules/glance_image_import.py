@@ -116,12 +116,13 @@ options:
     type: path
   overwrite:
     description:
-      - What to do when the volume holds something else. V(never) fails, V(different) replaces it, V(always) imports
-        again whatever is there.
+      - What to do when the volume holds something else. V(never) fails, V(imported) replaces another image that was
+        imported there and fails at anything else, V(different) replaces whatever it is, V(always) imports again
+        whatever is there.
       - A new file takes the old one's place only when it is whole and verified. A block device is written in place,
         after all that can be checked before was checked. A volume in use is never replaced.
     type: str
-    choices: [never, different, always]
+    choices: [never, imported, different, always]
     default: never
   allow_unverified:
     description: Carry an image that has no hash at all. Without it such an image is an error.
@@ -144,6 +145,7 @@ extends_documentation_fragment:
   - imageferry.glance._transfer
   - imageferry.glance._transfer.download
   - imageferry.glance._controller
+  - imageferry.glance._controller.watched
   - imageferry.glance._controller.import
   - imageferry.glance._attributes
   - imageferry.glance._attributes.cloud

@@ -31,6 +31,18 @@ options:
         tables. A volume in use is never checked.
     type: bool
     default: false
+  content:
+    description:
+      - Whether to read all of an idle disk, with what it is laid over, and tell the identity of its content, which is
+        the same whatever its format. Backups and exported images are told by it. A file that was not written to since
+        it was last read is not read again.
+    type: bool
+    default: false
+  content_size:
+    description:
+      - The size of the disk whose content is asked for, in bytes or with a unit, where the volume may be larger, as
+        logical volumes are. What follows has to be zeros. The whole disk by default.
+    type: str
 author:
   - ImageFerry contributors (@imageferry)
 extends_documentation_fragment:
@@ -138,6 +150,12 @@ volume:
           C(reason).
       returned: with O(check=true)
       type: dict
+    content:
+      description:
+        - The identity of the disk's content; null while a guest that runs may write to it, and where more than zeros
+          follows after O(content_size).
+      returned: with O(content=true)
+      type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule

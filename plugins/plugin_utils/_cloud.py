@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
+import os
 import re
 import typing as t
 
@@ -44,6 +45,7 @@ else:
 
 _API_TIMEOUT = 60
 _LONGEST_REASON = 16 * 1024
+_CERTIFICATE = re.compile(r"-----BEGIN [A-Z ]*CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END [A-Z ]*CERTIFICATE-----\n?")
 _PATCH = "application/openstack-images-v2.1-json-patch"
 _REFUSALS: dict[int, type[FerryError]] = {
     401: AccessDenied,
@@ -83,12 +85,15 @@ class Cloud:
     def ca_data(self) -> str | None:
         """The CA certificates that this cloud is trusted by, as text; None for those of the system.
 
+        Those that requests is told of by its environment are meant for hosts too, as AWX hands over certificates so.
+
         :raises TlsUntrusted: they cannot be read.
         """
         verify = self._connection.config.get_requests_verify_args()[0]
-        if not isinstance(verify, str):
-            return None
-        return _read(verify, "CA certificates")
+        if isinstance(verify, str):
+            return _read(verify, "CA certificates")
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
+        return _certificates(bundle) if verify and os.path.isfile(bundle) else None
 
     def client_certificate(self) -> tuple[str | None, str | None]:
         """The client certificate for this cloud and its key, as text; the key is None if one file holds both.
@@ -212,6 +217,15 @@ def _read(path: str, what: str) -> str:
             return file.read()
     except (OSError, ValueError) as err:
         raise TlsUntrusted(f"The {what} in {path} cannot be read: {err}.") from err
+
+
+def _certificates(path: str) -> str:
+    """The certificates of a bundle without the remarks between them, which may be in any language."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return "".join(_CERTIFICATE.findall(file.read()))
+    except OSError as err:
+        raise TlsUntrusted(f"The CA certificates in {path} cannot be read: {err}.") from err
 
 
 def _connect(params: t.Mapping[str, t.Any]) -> t.Any:

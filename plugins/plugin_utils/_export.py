@@ -23,7 +23,9 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
 CONTENT = "owner_specified.imageferry.content"
 """The property that an image's content is told by, whatever its format."""
 
-_DRAFT_OF = "owner_specified.imageferry.export"  # the disk that a draft is to hold; only a draft has it
+DRAFT_OF = "owner_specified.imageferry.export"
+"""The property with the disk that a draft is to hold; only a draft has it."""
+
 _PROTECTED = "Set 'on_existing: new' to leave it beside the new one, or take its protection off first."
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
@@ -57,13 +59,20 @@ class Export:
     :param params: the options of the task.
     """
 
+    done = ("Exported", "Would export")
+    """What is said of it once it is done, and before."""
+
     def __init__(self, cloud: Cloud, name: str, params: t.Mapping[str, t.Any]) -> None:
         self.name = name
         self._cloud = cloud
         self._params = params
         self._draft: Image | None = None
-        named = _record.own_images(cloud, {"name": name, "status": "active", "sort": "created_at:desc"})
-        self._present = [image for image in named if image["status"] == "active" and image["name"] == name]
+        self._present = [image for image in self._find() if image["status"] == "active" and DRAFT_OF not in image]
+
+    def _find(self) -> list[Image]:
+        """The images that may hold the disk's content already, those first that matter most."""
+        named = _record.own_images(self._cloud, {"name": self.name, "status": "active", "sort": "created_at:desc"})
+        return [image for image in named if image["name"] == self.name]
 
     @property
     def known(self) -> list[str]:
@@ -105,9 +114,9 @@ class Export:
 
         What killed exports of it have left is removed first: the host has just seen that none is going on.
         """
-        for left in _record.leftovers(self._cloud, _DRAFT_OF, surveyed.key):
+        for left in _record.leftovers(self._cloud, DRAFT_OF, surveyed.key):
             _record.discard(self._cloud, left)
-        spec, mark = self._spec(surveyed), {_DRAFT_OF: surveyed.key}
+        spec, mark = self._spec(surveyed), {DRAFT_OF: surveyed.key}
         self._draft = _record.create(self._cloud, spec, self._params["id"], mark)
         return self._draft
 
@@ -124,7 +133,7 @@ class Export:
         check(stored)
         spec = self._spec(surveyed)
         spec = replace(spec, properties={**spec.properties, CONTENT: identity})
-        image = _record.publish(self._cloud, stored, spec, drop=(_DRAFT_OF,))
+        image = _record.publish(self._cloud, stored, spec, drop=(DRAFT_OF,))
         self._draft = None
         for old in self._retiring:
             _record.retire(self._cloud, old)

@@ -21,7 +21,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue impor
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, Update, plan_update
 
-_UNFINISHED = ("queued", "saving", "uploading", "importing")
+_UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")
 _DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
 
@@ -180,15 +180,16 @@ def own_images(cloud: Cloud, query: t.Mapping[str, t.Any]) -> list[Image]:
 
 
 def leftovers(cloud: Cloud, marker_property: str, value: str) -> list[Image]:
-    """The images of this session's own project without all their bytes that have this property with this value.
+    """The images of this session's own project that still have this property, which only drafts have, with this value.
 
-    One that is C(saving) may still be uploaded by somebody; Glance makes it C(queued) once that has failed.
+    One that is C(saving) may still be uploaded by somebody; Glance makes it C(queued) once that has failed. One that
+    is C(active) has its bytes, but was never published.
     """
-    query = {marker_property: value, "status": "in:" + ",".join(_UNFINISHED)}
+    query = {marker_property: value, "status": "in:" + ",".join(_UNPUBLISHED)}
     return [
         image
         for image in own_images(cloud, query)
-        if image["status"] in _UNFINISHED and image.get(marker_property) == value
+        if image["status"] in _UNPUBLISHED and image.get(marker_property) == value
     ]
 
 

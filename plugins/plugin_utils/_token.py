@@ -48,6 +48,11 @@ class TokenChain:
         value: str | None = self._token["value"]
         return value
 
+    def good_for(self) -> float | None:
+        """The seconds for which the token is still worth using; None for one that does not expire."""
+        good_until = self._token["good_until"]
+        return None if good_until is None else max(0.0, good_until - time.time())
+
     def renew(self) -> str:
         """The successor of the last token that was handed out: the same for all hosts that had that one.
 

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+import time
 import types
 from pathlib import Path
 
@@ -16,15 +21,19 @@ import yaml
 from conftest import (
     HOST_PYTHON,
     MIB,
+    Playbook,
     download,
     kill_with_all_that_it_started,
     listed,
     qemu_img,
     record,
+    running_cloud,
+    upload,
     virtual_size,
     wait_for,
 )
 
+OWN = ("vda", "vdb", "vdc", "hdc")  # what the guest has from the beginning
 GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
 
 
@@ -55,7 +64,7 @@ def libvirt():
 
 
 def define(name, folder, disks, boots=False):
-    """Has libvirt know a guest, whose disks are files of the folder with their formats.
+    """Has libvirt know a guest, whose disks are files of the folder with their formats, and with a CD drive, hdc.
 
     :param boots: whether its BIOS sees the disks, which it does of those that it may boot from.
     """
@@ -66,9 +75,10 @@ def define(name, folder, disks, boots=False):
             f"<source file='{folder / file}'/><target dev='{target}' bus='virtio'/>"
         )
         described += f"<boot order='{order}'/></disk>" if boots else "</disk>"
+    described += "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/><readonly/></disk>"
     (folder / "guest.xml").write_text(
         f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>"
-        f"<os><type arch='x86_64'>hvm</type></os><devices>{described}</devices></domain>"
+        f"<os><type arch='x86_64'>hvm</type></os><features><acpi/></features><devices>{described}</devices></domain>"
     )
     virsh("define", folder / "guest.xml")
 
@@ -97,6 +107,21 @@ def guest(libvirt):
         virsh("destroy", name, check=False)
         virsh("undefine", name, check=False)
         shutil.rmtree(folder)
+
+
+def test_the_disks_of_a_guest_are_listed(play, guest):
+    found = play("guest_disk_info", f"guest: {guest.name}")
+    assert found["guest"]["name"] == guest.name and found["guest"]["running"] and not found["changed"]
+    common = {"bus": "virtio", "device": "disk", "read_only": False}
+    drive = {"target": "hdc", "bus": "ide", "device": "cdrom", "path": None, "format": None, "read_only": True}
+    assert found["disks"] == [
+        {"target": "vda", "path": str(guest.folder / "raw"), "format": "raw", **common},
+        {"target": "vdb", "path": str(guest.folder / "qcow2"), "format": "qcow2", **common},
+        {"target": "vdc", "path": str(guest.folder / "overlay"), "format": "qcow2", **common},
+        drive,
+    ]
+    assert play("guest_disk_info", f"guest: {found['guest']['uuid']}")["disks"] == found["disks"]
+    assert play("guest_disk_info", "guest: nobody")["error"] == "guest_not_found"
 
 
 @pytest.mark.parametrize(("image_format", "target"), [("raw", "vda"), ("qcow2", "vdb")])
@@ -216,9 +241,264 @@ def test_a_running_guest_may_be_left_alone(export, glance, guest):
     assert refused["error"] == "backup_refused" and not listed(glance, "off")
 
 
+ISOS = {"ipxe": sample_images.iso, "grub": sample_images.grub_rescue_iso}
+
+
+@pytest.fixture(scope="session")
+def isos(guest):
+    """ISOs on the host, by name."""
+    return {name: Path(shutil.copy(sample(), guest.folder / f"{name}.iso")) for name, sample in ISOS.items()}
+
+
+def in_drive(guest, *options):
+    listed = virsh("domblklist", guest.name, *options).stdout.splitlines()
+    return dict(map(str.split, listed))["hdc"]
+
+
+def test_an_iso_is_inserted_replaced_and_ejected(play, guest, isos):
+    for iso in isos.values():
+        task = f"guest: {guest.name}\npath: {iso}"
+        predicted, inserted, again = (play("guest_cdrom", task, check=check) for check in (True, False, False))
+        assert inserted.get("changed"), inserted["msg"]
+        assert predicted["diff"] == inserted["diff"] and not again["changed"]
+        assert in_drive(guest) == in_drive(guest, "--inactive") == str(iso) == inserted["medium"]["path"]
+        assert read_in_guest(guest, 32768, iso)
+    qmp(guest, "blockdev-open-tray", id="ide0-1-0")
+    wait_for(lambda: "tray='open'" in virsh("dumpxml", guest.name).stdout)
+    assert play("guest_cdrom", task)["changed"] and read_in_guest(guest, 32768, iso)
+    ejecting = f"guest: {guest.name}\nstate: ejected"
+    predicted, ejected, again = (play("guest_cdrom", ejecting, check=check) for check in (True, False, False))
+    assert ejected["changed"] and predicted["diff"] == ejected["diff"]
+    assert not again["changed"], (again, virsh("dumpxml", guest.name).stdout)
+    assert in_drive(guest) == in_drive(guest, "--inactive") == "-"
+
+
+def test_only_a_disc_is_put_into_a_drive_that_is_there(play, guest, isos):
+    def error(task):
+        return play("guest_cdrom", f"guest: {guest.name}\n{task}", check=True).get("error")
+
+    no_drive = play("guest_cdrom", f"guest: {guest.name}\ntarget: vda\npath: {isos['ipxe']}")
+    assert no_drive["error"] == "no_cd_drive" and "hdc" in no_drive["msg"]
+    assert error(f"path: {guest.folder}/none.iso") == "volume_not_found"
+    assert error(f"path: {guest.folder}/qcow2") == "unsupported_format"
+
+
+def qmp(guest, command, **arguments):
+    asked = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(virsh("qemu-monitor-command", guest.name, asked).stdout)["return"]
+
+
+def read_in_guest(guest, offset, iso):
+    """Whether a running guest's QEMU reads from the CD drive what is in the ISO."""
+    (folder,) = Path("/var/lib/libvirt/qemu").glob(f"domain-{virsh('domid', guest.name).stdout.strip()}-*")
+    (drive,) = (block for block in qmp(guest, "query-block") if "ide0-1-0" in block["qdev"])
+    qmp(guest, "nbd-server-start", addr={"type": "unix", "data": {"path": f"{folder}/cd"}})
+    try:
+        export = {"type": "nbd", "id": "cd", "name": "cd", "node-name": drive["inserted"]["node-name"]}
+        qmp(guest, "block-export-add", **export)
+        uri = f"nbd+unix:///cd?socket={folder}/cd"
+        command = ["qemu-io", "-r", "-f", "raw", "-c", f"read -v {offset} 512", uri]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    finally:
+        qmp(guest, "nbd-server-stop")
+    shown = "".join(line.split(":")[1][:49] for line in said.splitlines() if re.match("[0-9a-f]{8}:", line))
+    return bytes.fromhex(shown.replace(" ", "")) == iso.read_bytes()[offset : offset + 512]
+
+
+@pytest.fixture(scope="module")
+def discs(project, isos, tmp_path_factory):
+    """The cloud, with the ISOs in it."""
+    for name, path in isos.items():
+        upload(project, name, path, "iso")
+    blank = tmp_path_factory.mktemp("blank") / "disk"
+    blank.write_bytes(bytes(MIB))
+    upload(project, "no-iso", blank, "raw")
+    return project
+
+
+class Disc:
+    """Has an image be in the guest's drive, as a user does."""
+
+    def __init__(self, folder, cloud, guest):
+        self._playbook = Playbook(folder, cloud, host_python=HOST_PYTHON)
+        self._guest = guest
+        self.finish = self._playbook.finish
+
+    def start(self, task, *arguments):
+        return self._playbook.start(f"guest: {self._guest.name}\n{task}", *arguments, module="guest_cdrom")
+
+    def __call__(self, task, *arguments):
+        return self.finish(self.start(task, *arguments))
+
+
+@pytest.fixture
+def disc(discs, guest, tmp_path):
+    disc = Disc(tmp_path / "play", discs, guest)
+    yield disc
+    disc("state: ejected")
+
+
+def serving():
+    return [path for path in Path("/run/libvirt/qemu").glob("imageferry-cdrom-*") if path.is_dir()]
+
+
+def test_a_guest_reads_an_image_where_glance_holds_it(disc, guest, isos):
+    task = "cloud: demo\nimage: ipxe"
+    assert not serving()
+    predicted = disc(task, "--check")
+    inserted = disc(task)
+    assert inserted.get("changed"), inserted["msg"]
+    assert (
+        predicted["changed"] and predicted["diff"] == inserted["diff"] and inserted["medium"]["image"]["name"] == "ipxe"
+    )
+    assert read_in_guest(guest, 0, isos["ipxe"])
+    assert in_drive(guest, "--inactive") == "-"
+    (folder,) = serving()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in folder.iterdir()} == {0}
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"gAAAA" in read(path)]
+
+    (folder / "token").write_text("refused, as one that has expired")
+    assert not read_in_guest(guest, MIB, isos["ipxe"])
+    assert disc(task)["changed"] is False
+    assert read_in_guest(guest, MIB, isos["ipxe"])
+
+    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+    again = disc(task)
+    assert again["changed"] and "served again" in again["msg"]
+    assert read_in_guest(guest, 3 * MIB // 2, isos["ipxe"])
+
+    other = disc("cloud: demo\nimage: grub")
+    assert other["diff"]["before"]["image"]["name"] == "ipxe" and read_in_guest(guest, 2 * MIB, isos["grub"])
+    assert serving() != [folder] and len(serving()) == 1
+    assert disc(f"path: {isos['ipxe']}")["changed"] and not serving() and read_in_guest(guest, MIB, isos["ipxe"])
+    assert disc("state: ejected")["changed"] and in_drive(guest) == "-"
+    assert disc("cloud: demo\nimage: no-iso")["error"] == "unsupported_format"
+    assert disc("cloud: demo")["error"] == "invalid_option"
+
+
+def test_a_token_is_renewed_for_a_while(guest, isos, tmp_path):
+    with running_cloud(tmp_path / "cloud", token_lifetime=10) as cloud:
+        upload(cloud, "ipxe", isos["ipxe"], "iso")
+        disc = Disc(tmp_path / "play", cloud, guest)
+        run = disc.start("cloud: demo\nimage: ipxe\nrenew_for: 300")
+        tokens = set()
+
+        def renewed():
+            tokens.update(read(folder / "token") for folder in serving())
+            return len(tokens - {b""}) > 2
+
+        wait_for(renewed)
+        assert read_in_guest(guest, MIB, isos["ipxe"]) and run.poll() is None
+        virsh("change-media", guest.name, "hdc", "--eject", "--live")
+        begun = time.monotonic()
+        ended = disc.finish(run)
+        assert ended["changed"] and ended["inserted"] is False and time.monotonic() - begun < 60
+        assert disc("state: ejected")["changed"] is False and not serving()
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def spare(guest, play):
+    """Disks that no guest has: two blank ones, a qcow2 of this collection's making, and a foreign one."""
+    for name in ("spare", "other", "known", "foreign"):
+        (guest.folder / name).unlink(missing_ok=True)
+    for name in ("spare", "other"):
+        qemu_img("create", "-f", "raw", guest.folder / name, "1M")
+    play("volume", f"path: {guest.folder}/known\nformat: qcow2\nsize: 1MiB")
+    qemu_img("create", "-f", "qcow2", guest.folder / "foreign", "1M")
+    yield guest.folder
+    for disk in play("guest_disk_info", f"guest: {guest.name}")["disks"]:
+        if disk["target"] not in OWN:
+            virsh("detach-disk", guest.name, disk["target"], "--config", check=False)
+            virsh("detach-disk", guest.name, disk["target"], "--live", check=False)
+
+
+def disks_of(guest, *options):
+    listed = virsh("domblklist", guest.name, *options).stdout.splitlines()
+    return {target: path for target, path in map(str.split, listed) if target not in OWN}
+
+
+def change(play, task):
+    """Runs the task guest_disk after it was predicted, and again to see that there is nothing left to do."""
+    predicted, changed, again = (play("guest_disk", task, check=check) for check in (True, False, False))
+    assert changed.get("changed"), changed["msg"]
+    assert (predicted["changed"], predicted["diff"], predicted["disk"]) == (True, changed["diff"], changed["disk"])
+    assert again["changed"] is False and again["diff"]["before"] == again["diff"]["after"] == changed["diff"]["after"]
+    return changed
+
+
+def test_a_running_guest_gets_a_disk_and_lets_it_go(play, guest, spare):
+    task = f"guest: {guest.name}\npath: {spare}/known\nbus: usb"
+    attached = change(play, task)
+    assert attached["disk"] == {"target": "sda", "bus": "usb", "device": "disk", "path": f"{spare}/known",
+                                "format": "qcow2", "read_only": False}  # fmt: skip
+    assert disks_of(guest) == disks_of(guest, "--inactive") == {"sda": f"{spare}/known"}
+    assert play("volume_info", f"path: {spare}/known")["volume"]["format_source"] == "provenance"
+
+    virsh("detach-disk", guest.name, "sda", "--config")
+    completed = play("guest_disk", task)
+    assert completed["changed"] and "in its definition" in completed["msg"] and disks_of(guest, "--inactive")
+
+    change(play, f"guest: {guest.name}\ntarget: sda\nstate: detached")
+    assert disks_of(guest) == disks_of(guest, "--inactive") == {} and (spare / "known").exists()
+
+
+def test_a_disk_that_is_somebody_elses_is_not_attached(play, guest, spare, counting_guest):
+    def error(task):
+        return play("guest_disk", f"guest: {guest.name}\nbus: usb\n{task}", check=True).get("error")
+
+    assert error(f"path: {spare}/spare\ntarget: vda") == "target_taken"
+    assert error(f"path: {spare}/spare\ntarget: ../a") == "invalid_option"
+    assert error(f"path: {spare}/none") == "volume_not_found"
+    assert error(f"path: {spare}/foreign") == "volume_invalid"
+    assert error(f"path: {spare}/foreign\nformat: qcow2") is None
+    assert error(f"path: {spare}/foreign\nformat: raw") is None
+    assert error(f"path: {counting_guest.folder}/vda") == "volume_in_use"
+    assert error(f"path: {counting_guest.folder}/vda\nread_only: true") == "volume_in_use"
+    virsh("destroy", counting_guest.name)
+    assert error(f"path: {counting_guest.folder}/vda") == "volume_in_use"
+    assert error(f"path: {guest.folder}/base") == "volume_in_use"
+    with (spare / "other").open("rb"):
+        assert error(f"path: {spare}/other") == "volume_in_use"
+        assert error(f"path: {spare}/other\nread_only: true") is None
+    assert error(f"path: {guest.folder}/raw") == "attached_otherwise"
+    assert error(f"path: {guest.folder}/raw\nstate: detached\ntarget: vdb") == "target_taken"
+
+
+def test_a_guest_that_holds_on_to_its_disk_is_told_of(play, guest, spare):
+    assert change(play, f"guest: {guest.name}\npath: {spare}/other")["disk"]["target"] == "vdd"
+    for _run in range(2):
+        kept = play("guest_disk", f"guest: {guest.name}\npath: {spare}/other\nstate: detached\ntimeout: 1")
+        assert kept["error"] == "guest_keeps_disk" and disks_of(guest), kept["msg"]
+
+
 def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
     path = guest.folder / "qcow2"
     virsh("destroy", guest.name)
     volume = play("volume_info", f"path: {path}")["volume"]
     assert volume["in_use"] is None and [disk["running"] for disk in volume["guests"]] == [False]
     assert play("volume_extend", f"path: {path}\nsize: 32MiB")["changed"] and virtual_size(path, "qcow2") == 32 * MIB
+
+
+def test_a_guest_that_is_off_has_a_disk_from_its_next_start(play, guest, spare):
+    virsh("destroy", guest.name, check=False)
+    task = f"guest: {guest.name}\npath: {spare}/spare\ntarget: vdf\nread_only: true"
+    assert change(play, task)["disk"]["read_only"] is True
+    assert disks_of(guest) == {"vdf": f"{spare}/spare"}
+    change(play, f"guest: {guest.name}\npath: {spare}/spare\nstate: detached")
+    assert disks_of(guest) == {} and (spare / "spare").exists()
+
+
+def test_a_guest_that_is_off_has_an_iso_from_its_next_start(play, disc, guest, isos):
+    virsh("destroy", guest.name, check=False)
+    assert disc("cloud: demo\nimage: ipxe")["error"] == "guest_not_running"
+    assert play("guest_cdrom", f"guest: {guest.name}\npath: {isos['grub']}")["changed"]
+    assert in_drive(guest) == str(isos["grub"])
+    assert play("guest_cdrom", f"guest: {guest.name}\nstate: ejected")["changed"] and in_drive(guest) == "-"

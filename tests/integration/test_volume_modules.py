@@ -308,3 +308,46 @@ def test_damage_is_found(play, tmp_path):
     assert play("volume_info", task)["volume"]["health"]["corruptions"] > 0
     with open(path, "rb"):
         assert play("volume_info", task)["volume"]["health"]["checked"] is False
+
+
+# --- host_volumes_info -------------------------------------------------------------------------------------------
+
+
+def test_what_was_brought_to_a_host_is_listed(play, tmp_path, web):
+    (web.folder / "image").write_bytes(b"image" * 1000)
+    folder = tmp_path / "disks"
+    folder.mkdir()
+    sha256 = hashlib.sha256(b"image" * 1000).hexdigest()
+    imported = f"url: {web.url}/image\nsource_format: raw\nchecksum: sha256:{sha256}\npath: {folder}/imported"
+    assert play("glance_image_import", imported)["changed"]
+    assert play("volume", f"path: {folder}/blank\nsize: 1MiB")["changed"]
+    assert play("volume", f"path: {folder}/clone\nclone_of: {{path: {folder}/imported}}")["changed"]
+    (folder / "stranger").write_bytes(b"x")
+    (folder / ".begun.imageferry-partial").write_bytes(b"x")
+    (folder / ".given-up.imageferry-partial").touch()
+
+    listed = play("host_volumes_info", f"folders: [{folder}, {folder}/nowhere]\nvgs: []")["volumes"]
+    volumes = {os.path.basename(volume["path"]): volume for volume in listed if volume["path"].startswith(str(folder))}
+    assert list(volumes) == ["begun", "blank", "clone", "imported"]
+    assert [volume["imported"] for volume in volumes.values()] == [False, False, False, True]
+    assert [volume["unfinished"] for volume in volumes.values()] == [True, False, False, False]
+    held = volumes["imported"]
+    assert held["provenance"]["hash_value"] == sha256 and held["virtual_size"] == 5000
+    assert held["clones"] == [f"{folder}/clone"] and volumes["clone"]["format"] == "qcow2"
+
+
+def test_only_images_are_replaced_where_only_those_may_be(play, tmp_path, web):
+    for name in ("old", "new"):
+        (web.folder / name).write_bytes(name.encode() * 1000)
+    path = tmp_path / "disk"
+    task = "url: {url}/{name}\nsource_format: raw\nallow_unverified: true\npath: {path}\noverwrite: imported"
+    asked = {name: task.format(url=web.url, name=name, path=path) for name in ("old", "new")}
+    for name in ("old", "new"):
+        assert play("glance_image_import", asked[name], check=True)["changed"]
+        assert play("glance_image_import", asked[name])["changed"] and path.read_bytes().startswith(name.encode())
+    path.unlink()
+    path.write_bytes(b"something else")
+    assert play("glance_image_import", asked["new"])["error"] == "volume_exists"
+    path.unlink()
+    play("volume", f"path: {path}\nsize: 1MiB")
+    assert play("glance_image_import", asked["new"])["error"] == "volume_exists"

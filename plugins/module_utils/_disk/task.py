@@ -1,7 +1,7 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The data planes of volume_info, volume_extend and volume: from a task's options to its result."""
+"""The data planes of all modules that look after disks on a host: from a task's options to its result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation i
     read_base,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import grow, plan_growth
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.inventory import held_volumes
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, HasClones, VolumeInUse
+from ansible_collections.imageferry.glance.plugins.module_utils._export.task import content_of
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import count_faults
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
@@ -46,7 +48,16 @@ def info_task(module: AnsibleModule) -> dict[str, t.Any]:
             facts["guests"] = None if connection is None else [guest.to_dict() for guest in guests]
             if params["check"]:
                 facts["health"] = _health(volume, disk)
+            if params["content"]:
+                facts["content"] = content_of(params, connection)
     return {"changed": False, "volume": facts}
+
+
+def inventory_task(module: AnsibleModule) -> dict[str, t.Any]:
+    """What there is to say of all volumes of this collection."""
+    with connected() as connection:
+        volumes = held_volumes(module.params["folders"], module.params["vgs"], connection)
+    return {"changed": False, "volumes": volumes}
 
 
 def _contents(volume: Volume, disk: Disk) -> dict[str, t.Any]:

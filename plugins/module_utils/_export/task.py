@@ -21,7 +21,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._export.subject 
     subjects,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
-from ansible_collections.imageferry.glance.plugins.module_utils._image.content import ContentHasher, survey
+from ansible_collections.imageferry.glance.plugins.module_utils._image.content import (
+    Beginning,
+    ContentHasher,
+    is_zero_from,
+    survey,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._module import http_options
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
@@ -58,12 +63,40 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
         control.close()
 
 
+def content_of(params: dict[str, t.Any], connection: t.Any) -> str | None:
+    """The identity of what is on an idle disk.
+
+    None while a guest that runs may write to it, and where it is not what is on a disk of C(content_size) bytes.
+
+    :param params: the options of C(volume_info_spec).
+    :param connection: to libvirt, None where there is none.
+    :raises FerryError: it cannot be read.
+    """
+    size = None if params["content_size"] is None else parse_size(params["content_size"], "content_size")
+    rules = Rules(params["format"], None, flatten=True, live=True, quiesce="never", scratch_dir=None)
+    with subjects({**params, "domain": None}, rules, connection) as [subject]:
+        if subject.guest is not None:
+            return None
+        if size in (None, subject.virtual_size):
+            return _identity(subject, rules, SilentControl(), reread=False)
+        return _identity_of_beginning(subject, rules, size)
+
+
+def _identity_of_beginning(subject: Subject, rules: Rules, size: int) -> str | None:
+    """The identity of the first C(size) bytes, if only zeros follow: a volume may be larger than what is on it."""
+    with opened_flat([subject], rules, None) as [disk]:
+        if disk.flat.size < size or not is_zero_from(disk.flat, size):
+            return None
+        return survey(Beginning(disk.flat, size), lambda _position: None).identity
+
+
 def _describe(
     params: dict[str, t.Any], subject: Subject, rules: Rules, control: Control | SilentControl
 ) -> dict[str, t.Any]:
     """What the controller needs to know to decide what is to be done."""
     known = params["_known"].get(subject.name)
-    identity = _identity(params, subject, rules, control) if known and subject.guest is None else None
+    is_asked = known and subject.guest is None
+    identity = _identity(subject, rules, control, params["reread"]) if is_asked else None
     held = subject.disk.provenance
     image_format = subject.disk.format if params["format"] == "keep" else params["format"]
     _form(params, image_format).check()
@@ -79,10 +112,10 @@ def _describe(
     }  # fmt: skip
 
 
-def _identity(params: dict[str, t.Any], subject: Subject, rules: Rules, control: Control | SilentControl) -> str:
+def _identity(subject: Subject, rules: Rules, control: Control | SilentControl, reread: bool) -> str:
     """The content of an idle disk, read unless it is remembered."""
     recollection = Recollection(_memory_key(subject), subject.stamp())
-    identity = None if params["reread"] else recollection.identity()
+    identity = None if reread else recollection.identity()
     if identity is None:
         with opened_flat([subject], rules, None) as [disk]:
             size = disk.flat.size

@@ -21,7 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks im
     Run,
     read_blocks,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import FlatDisk
+from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import Extent, FlatDisk
 
 _VERSION = 1
 _SALT = b"imageferry content 1\0"
@@ -73,6 +73,39 @@ class Survey(t.NamedTuple):
 
     identity: str
     data: DataMap
+
+
+class Beginning:
+    """The first C(size) bytes of a disk that is not smaller, as a disk of its own; see L(FlatDisk)."""
+
+    def __init__(self, disk: FlatDisk, size: int) -> None:
+        self._disk = disk
+        self.size = size
+
+    def extents(self) -> t.Iterator[Extent]:
+        """See L(FlatDisk)."""
+        for extent in self._disk.extents():
+            if extent.start < self.size:
+                yield extent._replace(length=min(extent.length, self.size - extent.start))
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See L(FlatDisk)."""
+        self._disk.read_into(buffer, offset)
+
+
+def is_zero_from(disk: FlatDisk, start: int) -> bool:
+    """Whether the disk reads as zeros from its byte C(start) on.
+
+    :raises StorageError: the disk cannot be read.
+    """
+    for extent in disk.extents():
+        end = extent.start + extent.length
+        for position in range(max(start, extent.start), 0 if extent.zero else end, BLOCK):
+            buffer = bytearray(min(BLOCK, end - position))
+            disk.read_into(memoryview(buffer), position)
+            if any(buffer):
+                return False
+    return True
 
 
 def survey(disk: FlatDisk, on_progress: t.Callable[[int], None], threads: int = 2) -> Survey:

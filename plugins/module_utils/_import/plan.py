@@ -57,7 +57,8 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
         if held is None and request.is_copy and _has_content(request, volume, there.size):
             return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it")
     holds = f"the image {held.name or held.source} as {held.format}" if held else "something of unknown origin"
-    if request.overwrite == "never":
+    is_image = held is not None and held.is_image
+    if request.overwrite == "never" or (request.overwrite == "imported" and not is_image):
         raise VolumeExists(f"{volume.label} exists and holds {holds}.")
     volume.check_not_in_use()
     return Plan("replace", f"{volume.label} held {holds}", held)

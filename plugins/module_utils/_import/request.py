@@ -26,7 +26,7 @@ class ImportRequest:
     :param preallocation: the storage of a qcow2 that a conversion makes, in qemu's words.
     :param min_size: the least virtual size of the volume, in bytes; 0 for the image's own.
     :param headroom: what a qcow2 on a block device can grow by: bytes, a share of its virtual size, or V(full).
-    :param overwrite: V(never), V(different) or V(always).
+    :param overwrite: V(never), V(imported), V(different) or V(always).
     :param allow_unverified: whether an image without any hash may be carried.
     :param max_virtual_size: the largest disk, in bytes.
     :param lock_timeout: seconds to wait for another import to the same volume.

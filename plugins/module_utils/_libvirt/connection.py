@@ -36,6 +36,24 @@ def _open(uri: str) -> t.Any:
         return None
 
 
+@contextlib.contextmanager
+def required_connection(uri: str = URI) -> t.Iterator[t.Any]:
+    """As L(connected), where nothing can be done without libvirt.
+
+    :raises MissingDependency: there is no libvirt to ask.
+    """
+    libvirt = load_libvirt()
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as err:
+        raise MissingDependency(
+            f"libvirt does not answer on this host: {str(err).rstrip('.')}.",
+            "Start libvirt, or install it with the role imageferry.glance.host_prepare.",
+        ) from err
+    with contextlib.closing(connection):
+        yield connection
+
+
 def load_libvirt() -> t.Any:
     """libvirt's Python library, made to raise what it would also print.
 

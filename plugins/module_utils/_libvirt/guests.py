@@ -41,6 +41,52 @@ class GuestDisk(t.NamedTuple):
         return dict(self._asdict())
 
 
+class Drive(t.NamedTuple):
+    """What a guest has at a target: a disk, or a drive with or without a medium.
+
+    :param target: its name in the guest, such as C(vda).
+    :param bus: such as C(virtio).
+    :param device: C(disk), C(cdrom), C(floppy) or C(lun).
+    :param path: the file or device of this host that is read; None for one elsewhere, or no medium.
+    :param format: in qemu's words; None where the definition does not say.
+    :param read_only: whether the guest may only read it.
+    """
+
+    target: str
+    bus: str | None
+    device: str
+    path: str | None
+    format: str | None
+    read_only: bool
+
+    def to_dict(self) -> dict[str, t.Any]:
+        """Plain values, as returned to the user."""
+        return dict(self._asdict())
+
+
+def list_drives(connection: t.Any, domain: t.Any, live: bool = True) -> list[Drive]:
+    """The disks and drives of a guest, in the order of its definition.
+
+    :param live: whether as they are now, and not as they will be after the guest's next start.
+    """
+    return [
+        Drive(
+            disk.target,
+            _attribute(element, "target", "bus"),
+            element.get("device", "disk"),
+            _source_path(connection, element.find("source")),
+            disk.format,
+            disk.read_only,
+        )
+        for element, disk in _described(domain, live)
+    ]
+
+
+def find_element(domain: t.Any, target: str, live: bool) -> ET.Element | None:
+    """The element in the domain XML of what the guest has at C(target); see L(list_drives)."""
+    return next((element for element, disk in _described(domain, live) if disk.target == target), None)
+
+
 def find_guests(connection: t.Any, path: str) -> list[GuestDisk]:
     """The disks of all guests, running or only defined, that lie in the file or device at C(path), by name."""
     wanted = identity(path)
@@ -143,12 +189,13 @@ def _disks(connection: t.Any, domain: t.Any, wanted: tuple[str, int, int]) -> t.
             layer = layer.find("backingStore")
 
 
-def _described(domain: t.Any) -> t.Iterator[tuple[ET.Element, GuestDisk]]:
+def _described(domain: t.Any, live: bool = True) -> t.Iterator[tuple[ET.Element, GuestDisk]]:
     """The disks of a guest, CD drives among them, each with its element in the domain XML."""
     import libvirt
 
     try:
-        name, running, described = domain.name(), bool(domain.isActive()), domain.XMLDesc()
+        flags = 0 if live else libvirt.VIR_DOMAIN_XML_INACTIVE
+        name, running, described = domain.name(), bool(domain.isActive()), domain.XMLDesc(flags)
     except libvirt.libvirtError:  # it was undefined meanwhile
         return
     for element in ET.fromstring(described).iterfind("./devices/disk"):  # noqa: S314 (it is libvirt's own)

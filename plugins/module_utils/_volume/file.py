@@ -39,6 +39,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _LOCK_POLL = 0.2
+_PARTIAL = ".imageferry-partial"
 
 
 class FileVolume:
@@ -60,7 +61,7 @@ class FileVolume:
         self.path = self.label = path
         self.mode = mode
         self.preallocation = preallocation
-        self.partial = f".{self.name}.imageferry-partial"
+        self.partial = f".{self.name}{_PARTIAL}"
         try:
             self._folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as err:
@@ -101,6 +102,16 @@ class FileVolume:
     def is_unfinished(self) -> bool:
         """Never: what is being written has another name."""
         return False
+
+    def has_partial(self) -> bool:
+        """Whether an interrupted import has left something to go on with."""
+        found = self._lstat(self.partial)
+        return found is not None and found.st_size > 0
+
+    @staticmethod
+    def name_of_partial(name: str) -> str | None:
+        """The name of the file that the partial file called C(name) is to become; None when it is no partial file."""
+        return name[1 : -len(_PARTIAL)] if name.startswith(".") and name.endswith(_PARTIAL) else None
 
     def is_blank(self) -> bool:
         """Never: a file that somebody made is something, whatever it holds."""

@@ -303,6 +303,16 @@ class LvmVolume(BlockVolume):
         _run(*command)
 
 
+def tagged_volumes() -> list[tuple[str, str]]:
+    """The volume groups and names of all logical volumes that hold what this collection knows of.
+
+    :raises MissingDependency: LVM is not installed.
+    """
+    select = f"lv_tags={{{TAG}}} || lv_tags={{{UNFINISHED}}}"
+    return [(row["vg_name"], row["lv_name"]) for row in _report("lvs", "lv", "--options", "vg_name,lv_name",
+                                                                "--select", select)]  # fmt: skip
+
+
 def check_name(option: str, name: str) -> None:
     """
     :raises VolumeInvalid: LVM takes no such name; see lvm(8).

@@ -18,13 +18,13 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInvalid,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import URI, load_libvirt
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.pools import FILE_POOLS
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import DeviceVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume, VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import LvmVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
-_FILE_POOLS = {"dir", "fs", "netfs"}
 _BLOCK_VOLUME = 1  # VIR_STORAGE_VOL_BLOCK
 _REFRESH_SECONDS = 10.0
 
@@ -142,7 +142,7 @@ class PoolVolume:
         kind = description.get("type", "")
         if thin_pool and kind != "logical":
             raise InvalidOption(f"The storage pool {self._names['pool']}, of type {kind}, has no thin pool.")
-        if kind in _FILE_POOLS:
+        if kind in FILE_POOLS:
             return FileVolume(os.path.join(description.findtext("target/path", ""), name), mode, preallocation)
         if kind == "logical":
             return LvmVolume(description.findtext("source/name", ""), name, thin_pool)
