@@ -275,7 +275,7 @@ class TransferFailed(FerryError):
     """The server or the network failed, more often than was to be tried."""
 
     code = "transfer_failed"
-    remedy = "Check the server and the network, or raise 'retries'; the next run goes on where this one ended."
+    remedy = "Check the server and the network, or raise 'retries'; an import goes on where this one ended."
     resumable = True
 
 
@@ -283,7 +283,7 @@ class Abandoned(FerryError):
     """The controller that had started the transfer is gone."""
 
     code = "abandoned"
-    remedy = "Run again; the transfer goes on where this one ended."
+    remedy = "Run again; an import goes on where this one ended."
     resumable = True
 
 

@@ -26,6 +26,7 @@ CONTENT = "owner_specified.imageferry.content"
 DRAFT_OF = "owner_specified.imageferry.export"
 """The property with the disk that a draft is to hold; only a draft has it."""
 
+_PROTECTED = "Set 'on_existing: new' to leave it beside the new one, or take its protection off first."
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
 
@@ -88,7 +89,7 @@ class Export:
         if self._present and self._params["on_existing"] == "fail":
             raise ImageExists(f"The image '{self.name}' ({self._present[0]['id']}) has another content.")
         for image in self._retiring:
-            _record.check_removable(image, unprotect=False)
+            _record.check_removable(image, unprotect=False, remedy=_PROTECTED)
         return None
 
     def settle(self, surveyed: Surveyed, update: Update) -> Image:

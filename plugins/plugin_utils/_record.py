@@ -99,13 +99,14 @@ def apply(cloud: Cloud, image: Image, update: Update) -> Image:
     return show(cloud, image["id"])
 
 
-def check_removable(image: Image, unprotect: bool) -> None:
+def check_removable(image: Image, unprotect: bool, remedy: str | None = None) -> None:
     """Does nothing for an image that L(delete) would remove.
 
+    :param remedy: what to do about a protected one; by default to set C(unprotect).
     :raises ProtectedImage: it is protected.
     """
     if image["protected"] and not unprotect:
-        raise ProtectedImage(f"The image '{image['name']}' ({image['id']}) is protected.")
+        raise ProtectedImage(f"The image '{image['name']}' ({image['id']}) is protected.", remedy)
 
 
 def delete(cloud: Cloud, image: Image, unprotect: bool = False) -> bool:

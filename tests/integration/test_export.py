@@ -164,6 +164,7 @@ def test_a_protected_image_is_not_replaced(export, glance, tmp_path):
     first = export(f"path: {disk}\nname: kept\nprotected: true")
     disk.write_bytes(os.urandom(MIB))
     refused = export(f"path: {disk}\nname: kept")
+    assert "unprotect" not in refused["msg"] and "'on_existing: new'" in refused["msg"]
     assert refused["error"] == "image_protected" and [image["id"] for image in listed(glance, "kept")] == [
         first["image"]["id"]
     ]
