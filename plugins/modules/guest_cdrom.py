@@ -21,8 +21,9 @@ description:
 notes:
   - A token ends, and what the guest then reads from Glance fails, except for what is kept. Each run of the same task
     hands out a new one, which changes nothing; O(renew_for) has the task stay and do so.
-  - If what reads the image on the host is killed, the guest waits up to 30 seconds for each read, and then gets errors
-    until the task is run again.
+  - If what reads the image on the host is killed, the guest's reads fail until the task is run again. QEMU then
+    connects anew at one of the guest's next reads, and where libvirt knows of NBD's reconnecting, holds them back up to
+    30 seconds for that.
 options:
   guest:
     description: Name or UUID of the guest, a domain of libvirt's system instance.

@@ -35,7 +35,7 @@ _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 _START_TIMEOUT = 120.0
 _END_TIMEOUT = 5.0
 _POLL = 0.05
-_RECONNECT = "30"  # seconds for which QEMU holds a read back while nobody serves
+_RECONNECT = "30"  # seconds for which QEMU holds a read back while nobody serves; older libvirts pass over it
 
 
 class Disc(t.NamedTuple):
