@@ -24,8 +24,8 @@ WORTH_WATCHING = 64 * 1024**2
 _LONGEST = 7 * 24 * 3600  # seconds; a transfer ends by itself long before, see ABANDONED_AFTER
 _WAITS = ((1.0, 1.0), (10.0, 2.0), (120.0, 5.0))  # until so many seconds have passed, so many between two lines
 _LONG_WAIT = 15.0
-_SILENCE = 30.0  # seconds that a transfer may take to begin, or its result to appear
-_RECONNECT = 30.0  # seconds to try to reach a host again, less than ABANDONED_AFTER
+_SILENCE = 120.0  # seconds that a transfer may take to begin, or its result to appear
+_RECONNECT = 60.0  # seconds to try to reach a host again, less than ABANDONED_AFTER
 
 
 def run_watched(

@@ -21,7 +21,7 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import Abandoned, TokenExpired
 
-ABANDONED_AFTER = 45.0
+ABANDONED_AFTER = 90.0
 """The seconds after which a transfer that nobody looks at gives up: its controller died, or the job was cancelled."""
 
 _INTERVAL = 0.5
