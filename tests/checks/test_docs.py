@@ -51,8 +51,8 @@ class Page(HTMLParser):
         self.targets, self.anchors = set(), set()
         self.feed(path.read_text(encoding="utf-8"))
 
-    def handle_starttag(self, _tag, attributes):
-        for name, value in attributes:
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
             if name in ("href", "src"):
                 self.targets.add(value)
             elif name in ("id", "name"):
