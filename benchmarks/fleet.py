@@ -45,7 +45,9 @@ def main() -> None:
                 seconds = run(folder / str(count), count, environment)
                 glance, keystone = [log.read_text().splitlines()[seen:] for log, seen in zip(logs, before, strict=True)]
                 bodies = sum("/file" in line and " 206 " not in line for line in glance)
-                print(f"{count:>6} {len(glance) - bodies:>7} {bodies:>7} {len(keystone):>9} {seconds:>8.1f}", flush=True)
+                print(
+                    f"{count:>6} {len(glance) - bodies:>7} {bodies:>7} {len(keystone):>9} {seconds:>8.1f}", flush=True
+                )
 
 
 def upload(venv: Path, image: Path, environment: dict[str, str]) -> None:

@@ -318,6 +318,7 @@ def host_volumes_spec() -> Spec:
     return {
         "folders": {"type": "list", "elements": "path", "default": ["/var/lib/libvirt/images"]},
         "vgs": {"type": "list", "elements": "str"},
+        "exclude": {"type": "list", "elements": "path", "default": []},
     }
 
 

@@ -26,6 +26,11 @@ options:
     description: Volume groups whose logical volumes are looked at. All by default.
     type: list
     elements: str
+  exclude:
+    description: Paths of volumes that are left out, by whichever name they are known here.
+    type: list
+    elements: path
+    default: []
 author:
   - ImageFerry contributors (@imageferry)
 seealso:

@@ -331,6 +331,9 @@ def test_what_was_brought_to_a_host_is_listed(play, tmp_path, web):
     assert list(volumes) == ["begun", "blank", "clone", "imported"]
     assert [volume["imported"] for volume in volumes.values()] == [False, False, False, True]
     assert [volume["unfinished"] for volume in volumes.values()] == [True, False, False, False]
+    (tmp_path / "other").symlink_to(folder)
+    fewer = play("host_volumes_info", f"folders: [{folder}]\nvgs: []\nexclude: [{tmp_path}/other/imported]")["volumes"]
+    assert f"{folder}/imported" not in [volume["path"] for volume in fewer] and len(fewer) == len(listed) - 1
     held = volumes["imported"]
     assert held["provenance"]["hash_value"] == sha256 and held["virtual_size"] == 5000
     assert held["clones"] == [f"{folder}/clone"] and volumes["clone"]["format"] == "qcow2"

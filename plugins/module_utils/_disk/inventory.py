@@ -11,7 +11,7 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, MissingDependency
-from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, identity
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.pools import PoolFolder, pool_folders
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
@@ -21,17 +21,22 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm impo
 Facts = dict[str, t.Any]
 
 
-def held_volumes(folders: t.Sequence[str], vgs: t.Sequence[str] | None, connection: t.Any) -> list[Facts]:
+def held_volumes(
+    folders: t.Sequence[str], vgs: t.Sequence[str] | None, exclude: t.Sequence[str], connection: t.Any
+) -> list[Facts]:
     """What there is to say of each, sorted by its path.
 
     :param folders: those whose files are looked at, beside those of libvirt's pools; one that is not there holds none.
     :param vgs: the volume groups that are looked at; None for all.
+    :param exclude: the paths of those that are left out, whatever other names they have.
     :param connection: to libvirt, None where there is none to ask.
     """
+    unwanted = {identity(path) for path in exclude} - {None}
     searched = [*pool_folders(connection), *(PoolFolder(folder, None) for folder in folders)]
     places = {place["path"]: place for folder in reversed(searched) for place in _files(folder)}
     places.update({f"/dev/{vg}/{lv}": {"vg": vg, "lv": lv} for vg, lv in _logical_volumes(vgs)})
-    described = (_describe(place, connection) for _path, place in sorted(places.items()))
+    wanted = (place for path, place in sorted(places.items()) if identity(path) not in unwanted)
+    described = (_describe(place, connection) for place in wanted)
     return [facts for facts in described if facts is not None]
 
 

@@ -56,7 +56,7 @@ def info_task(module: AnsibleModule) -> dict[str, t.Any]:
 def inventory_task(module: AnsibleModule) -> dict[str, t.Any]:
     """What there is to say of all volumes of this collection."""
     with connected() as connection:
-        volumes = held_volumes(module.params["folders"], module.params["vgs"], connection)
+        volumes = held_volumes(module.params["folders"], module.params["vgs"], module.params["exclude"], connection)
     return {"changed": False, "volumes": volumes}
 
 
