@@ -353,4 +353,5 @@ def test_only_images_are_replaced_where_only_those_may_be(play, tmp_path, web):
     assert play("glance_image_import", asked["new"])["error"] == "volume_exists"
     path.unlink()
     play("volume", f"path: {path}\nsize: 1MiB")
-    assert play("glance_image_import", asked["new"])["error"] == "volume_exists"
+    refused = play("glance_image_import", asked["new"])
+    assert refused["error"] == "volume_exists" and "holds a disk that was made blank" in refused["msg"]

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation import BLANK
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import Growth, grow, plan_growth
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, VolumeExists
@@ -56,12 +57,21 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
             return _plan_held(request, volume, held)
         if held is None and request.is_copy and _has_content(request, volume, there.size):
             return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it")
-    holds = f"the image {held.name or held.source} as {held.format}" if held else "something of unknown origin"
+    holds = _named(held)
     is_image = held is not None and held.is_image
     if request.overwrite == "never" or (request.overwrite == "imported" and not is_image):
         raise VolumeExists(f"{volume.label} exists and holds {holds}.")
     volume.check_not_in_use()
     return Plan("replace", f"{volume.label} held {holds}", held)
+
+
+def _named(held: Provenance | None) -> str:
+    """What a volume holds, in words."""
+    if held is None:
+        return "something of unknown origin"
+    if held.is_image:
+        return f"the image {held.name or held.source} as {held.format}"
+    return "a disk that was made blank" if held.source == BLANK else f"a clone of {held.source}"
 
 
 def _plan_held(request: ImportRequest, volume: Volume, held: Provenance) -> Plan:
