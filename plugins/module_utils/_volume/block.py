@@ -35,7 +35,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
-_PASSING = ("udev", "blkid", "pvscan")  # those who look at a device when it was closed, and go again
+_PASSING = ("udev", "blkid", "pvscan", "losetup")  # those who look at a device for a moment, and go again
 _PASSING_SECONDS = 5.0
 
 
