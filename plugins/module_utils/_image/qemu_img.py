@@ -32,6 +32,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 imp
 
 _MEMORY = 1024**3
 _CONVERT_MEMORY = 4 * 1024**3  # of addresses: each thread that compresses reserves 64 MiB of them and more
+_ARENAS = "2"  # mallopt(3): else each of up to 64 threads of a busy qemu-img may reserve 64 MiB more, and it aborts
 _CPU_SECONDS = 120
 _LONG_CHECK_SECONDS = 600  # of a disk of this host's own, which may have been written to for years
 _CONVERT_CPU_SECONDS = 24 * 3600  # a disk of 8 TiB, compressed, may take that long
@@ -259,7 +260,7 @@ def _run(
             command,
             pass_fds=fds,
             preexec_fn=lambda: _limit(seconds, memory),  # noqa: PLW1509 (it only sets limits)
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", "MALLOC_ARENA_MAX": _ARENAS},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=complaints,
