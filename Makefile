@@ -22,7 +22,7 @@ demo: packages  ## Set up everything and show on this machine what the collectio
 test: packages  ## Set up everything and run all checks and tests
 	@$(MAKE) --no-print-directory --jobs=2 setup
 	@$(MAKE) --no-print-directory lint
-	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) --numprocesses=3 --dist=loadfile --no-loadscope-reorder tests/checks tests/unit tests/integration
+	@$(IN_TREE) $(VENV)/bin/python $(PYTEST) --numprocesses=3 --dist=loadfile --no-loadscope-reorder --reruns=1 tests/checks tests/unit tests/integration
 
 lint: venv tree  ## Check style, types, Ansible's rules, documentation and changelog
 	@$(IN_TREE) tests/checks/lint $(VENV)
