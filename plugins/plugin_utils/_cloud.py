@@ -44,6 +44,11 @@ else:
     _MISSING = None
 
 _API_TIMEOUT = 60
+_SYSTEMS_CERTIFICATES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+)
 _LONGEST_REASON = 16 * 1024
 _CERTIFICATE = re.compile(r"-----BEGIN [A-Z ]*CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END [A-Z ]*CERTIFICATE-----\n?")
 _PATCH = "application/openstack-images-v2.1-json-patch"
@@ -85,14 +90,17 @@ class Cloud:
     def ca_data(self) -> str | None:
         """The CA certificates that this cloud is trusted by, as text; None for those of the system.
 
-        Those that requests is told of by its environment are meant for hosts too, as AWX hands over certificates so.
+        Those that requests is told of by its environment are meant for hosts too, as AWX hands over certificates so,
+        unless they are just the system's, of which hosts have their own.
 
         :raises TlsUntrusted: they cannot be read.
         """
         verify = self._connection.config.get_requests_verify_args()[0]
         if isinstance(verify, str):
             return _read(verify, "CA certificates")
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE", "")
+        bundle = os.path.realpath(os.environ.get("REQUESTS_CA_BUNDLE", ""))
+        if bundle in map(os.path.realpath, _SYSTEMS_CERTIFICATES):
+            return None
         return _certificates(bundle) if verify and os.path.isfile(bundle) else None
 
     def client_certificate(self) -> tuple[str | None, str | None]:
