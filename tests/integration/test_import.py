@@ -331,7 +331,7 @@ def test_the_playbook_imports_and_sums_up(import_image, cloud, images, tmp_path)
     code, output = play("-e", "image=disk-qcow2", "-e", where, "-e", "file_mode=0640")
     assert code == 0 and "host0  ok       Nothing to do: " in output and "changed=0" in output
     code, output = play("-e", "image=nowhere", "-e", where)
-    assert code == 2 and "host0  failed   No image has the id or name 'nowhere'." in output
+    assert code == 2 and f"host0  failed   {tmp_path}/volume: No image has the id or name 'nowhere'." in output
     assert "Say what to import" in play("-e", "image=disk-qcow2")[1]
 
 
