@@ -181,12 +181,12 @@ def progress(home):
 
 def test_a_transfer_that_nobody_watches_ends(slow, import_image, tmp_path):
     """A job that is cancelled, or a controller that dies, leaves nothing running for ever."""
-    run = slow(tmp_path / "volume", 50)
+    run = slow(tmp_path / "volume", 120, options="timeout: 200")
     wait_for(lambda: has_begun(tmp_path / "volume"))
     run.send_signal(signal.SIGINT)
     run.communicate()
     assert programs_with(str(import_image.home).encode())
-    wait_for(lambda: not programs_with(str(import_image.home).encode()), timeout=70)
+    wait_for(lambda: not programs_with(str(import_image.home).encode()), timeout=150)
     assert sorted(os.listdir(tmp_path)) == [partial(tmp_path / "volume").name, "play"]
     result = import_image(f"cloud: demo\nimage: disk-raw\npath: {tmp_path}/volume")
     assert result["transfer"]["resumed_from"] > 0
