@@ -35,12 +35,12 @@ class ActionModule(FerryAction):
         labels, failure = self._labels(params, task_vars)
         if failure is not None:
             return failure
-        cloud = Cloud(cloud_options(params))
+        cloud, as_export = Cloud(cloud_options(params)), _as_export(params, labels)
         exports = {
-            target: BackupExport(cloud, Address(params["set"], host, label), time, _as_export(params, labels))
+            target: BackupExport(cloud, Address(params["set"], host, label), time, as_export)
             for target, label in labels.items()
         }
-        result = run_export(self, cloud, _as_export(params, labels), exports, task_vars)
+        result = run_export(self, cloud, as_export, exports, task_vars)
         return {**result, "time": time} if not result.get("failed") else result
 
     def _labels(
