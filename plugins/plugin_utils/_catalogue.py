@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
@@ -17,12 +16,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import SOURCE_FORMATS
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import IMAGE_ID
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
 
 Image = dict[str, t.Any]
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _PAGE = 200
 
 
@@ -45,7 +44,7 @@ def find_image(cloud: Cloud, name_or_id: str, latest: bool) -> Image:
     :param latest: whether to take the newest of several.
     :raises ImageNotFound, AmbiguousImage, ImageNotReady: there is none, more than one, or none that is active.
     """
-    if _UUID.fullmatch(name_or_id):
+    if IMAGE_ID.fullmatch(name_or_id):
         try:
             images: list[Image] = [cloud.get(f"/images/{name_or_id}").json()]
         except ImageNotFound:
@@ -73,7 +72,7 @@ def discover(cloud: Cloud, wanted: t.Mapping[str, t.Any]) -> list[Image]:
     :param wanted: the options of L(discovery_spec), as validated.
     """
     query = _query(wanted)
-    if wanted["image"] and _UUID.fullmatch(wanted["image"]):
+    if wanted["image"] and IMAGE_ID.fullmatch(wanted["image"]):
         query["id"] = wanted["image"]
     elif wanted["image"]:
         query["name"] = wanted["image"]

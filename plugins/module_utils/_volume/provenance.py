@@ -19,7 +19,7 @@ import re
 import typing as t
 
 XATTR = "user.imageferry"
-_IMAGE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+IMAGE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _MAX_SIDECAR = 1 << 20
 _NO_XATTR = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.ERANGE}
 
@@ -50,7 +50,7 @@ class Provenance:
     @property
     def is_image(self) -> bool:
         """Whether it came as an image: of a disk that was made here, the source is a word or another volume."""
-        return "://" in self.source or _IMAGE_ID.fullmatch(self.source) is not None
+        return "://" in self.source or IMAGE_ID.fullmatch(self.source) is not None
 
     def is_same_image(self, other: Provenance) -> bool:
         """Whether both speak of the same bytes: by hash where they can be compared, else by source."""
