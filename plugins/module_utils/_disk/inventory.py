@@ -35,7 +35,8 @@ def held_volumes(
     searched = [*pool_folders(connection), *(PoolFolder(folder, None) for folder in folders)]
     places = {place["path"]: place for folder in reversed(searched) for place in _files(folder)}
     places.update({f"/dev/{vg}/{lv}": {"vg": vg, "lv": lv} for vg, lv in _logical_volumes(vgs)})
-    wanted = (place for path, place in sorted(places.items()) if identity(path) not in unwanted)
+    # By its path, too: what is not active has no node to tell it by.
+    wanted = (place for path, place in sorted(places.items()) if path not in exclude and identity(path) not in unwanted)
     described = (_describe(place, connection) for place in wanted)
     return [facts for facts in described if facts is not None]
 
@@ -66,7 +67,8 @@ def _describe(place: dict[str, str], connection: t.Any) -> Facts | None:
         with open_volume(address) as volume:
             facts = _look(volume, connection)
     except FerryError as err:
-        return None if "path" in place else {"type": "lv", **place, "exists": True, "error": err.result()}
+        unknown = {"exists": True, "unfinished": False, "imported": False, "provenance": None}
+        return None if "path" in place else {"type": "lv", **place, **unknown, "error": err.result()}
     return facts and {**facts, **{name: place[name] for name in ("pool", "volume") if name in place}}
 
 
