@@ -67,7 +67,7 @@ options:
   decompress:
     description:
       - How the image is compressed as a whole, as many are that web servers offer; V(auto) tells by its first bytes.
-      - The hash is that of the compressed bytes. C(.zst) needs the program zstd on the host, or Python 3.14.
+      - The hash is that of the compressed bytes. C(.zst) needs libzstd on the host, which dpkg and rpm bring along.
     type: str
     choices: [none, auto, gzip, xz, zstd]
     default: none

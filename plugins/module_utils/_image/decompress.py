@@ -5,13 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import lzma
-import os
-import selectors
-import shutil
-import subprocess
-import tempfile
 import typing as t
 import zlib
 
@@ -20,10 +14,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FormatMismatch,
     ImageTooLarge,
     InvalidOption,
-    MissingDependency,
     UnsafeImage,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE
+from ansible_collections.imageferry.glance.plugins.module_utils._image.zstd import FrameExpander
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink
 
@@ -161,16 +155,7 @@ def _make_expander(codec: str, head: bytes) -> _Expander:
         return _Members(_GzipMember)
     if codec == "xz":
         return _Members(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY))
-    return _make_zstd()
-
-
-def _make_zstd() -> _Expander:
-    try:
-        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14 and later
-    except ImportError:
-        return _ZstdProgram()
-    limit = {zstd.DecompressionParameter.window_log_max: _MEMORY.bit_length() - 1}
-    return _Members(lambda: zstd.ZstdDecompressor(options=limit))
+    return _Members(lambda: FrameExpander(_MEMORY))
 
 
 class _Verbatim:
@@ -248,65 +233,3 @@ class _GzipMember:
     @property
     def unused_data(self) -> bytes:
         return self._inflater.unused_data
-
-
-class _ZstdProgram:
-    """zstd(1), for a Python that lacks it."""
-
-    def __init__(self) -> None:
-        program = shutil.which("zstd")
-        if program is None:
-            raise MissingDependency("zstd is not installed on this host, nor does its Python have it.", "Install zstd.")
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - open until the end
-        self._process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-            [program, "-dcq", f"--memory={_MEMORY >> 20}MB"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-        self._stdin = t.cast("t.IO[bytes]", self._process.stdin)
-        self._stdout = t.cast("t.IO[bytes]", self._process.stdout)
-        os.set_blocking(self._stdin.fileno(), False)
-        self._ready = selectors.DefaultSelector()
-        self._ready.register(self._stdin, selectors.EVENT_WRITE)
-        self._ready.register(self._stdout, selectors.EVENT_READ)
-
-    def expand(self, data: bytes) -> t.Iterator[bytes]:
-        rest = memoryview(data)
-        while rest:
-            for key, _events in self._ready.select():
-                if key.fileobj is self._stdout:
-                    piece = os.read(self._stdout.fileno(), _BUFFER)
-                    if not piece:
-                        raise self._error()
-                    yield piece
-                elif rest:
-                    try:
-                        rest = rest[os.write(self._stdin.fileno(), rest) :]
-                    except BrokenPipeError as err:
-                        raise self._error() from err
-
-    def end(self) -> t.Iterator[bytes]:
-        self._ready.unregister(self._stdin)
-        self._stdin.close()
-        while piece := os.read(self._stdout.fileno(), _BUFFER):
-            yield piece
-        if self._process.wait():
-            raise self._error()
-
-    def close(self) -> None:
-        self._ready.close()
-        self._process.kill()
-        for file in (self._stdin, self._stdout, self._complaints):
-            file.close()
-        self._process.wait()
-
-    def _error(self) -> DamagedImage | UnsafeImage:
-        # It has said what it had to say; some versions then wait for a thread of theirs that never ends.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        self._process.kill()
-        self._complaints.seek(0)
-        said = self._complaints.read(1 << 16).decode(errors="replace").strip()
-        if "memory" in said.lower() or "window" in said.lower():
-            return UnsafeImage(f"The image needs more than {_MEMORY >> 20} MiB of memory to expand.")
-        reason = said.splitlines()[0].split(" : ")[-1] if said else "nothing more"
-        return DamagedImage(f"The compressed image cannot be expanded ({reason}).")

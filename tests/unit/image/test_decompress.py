@@ -16,6 +16,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     MissingDependency,
     UnsafeImage,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._image import zstd as library
 from ansible_collections.imageferry.glance.plugins.module_utils._image.decompress import Decompressor
 
 MIB = 1024**2
@@ -156,7 +157,6 @@ def test_it_starts_again(codec):
 
 
 def test_without_zstd_it_says_so(monkeypatch):
-    data = zstd(CONTENT)
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(library, "_library", lambda: None)
     with pytest.raises(MissingDependency, match="zstd"):
-        expand(data)
+        expand(zstd(CONTENT))
