@@ -43,7 +43,7 @@ class ActionModule(FerryAction):
 def _prune(params: dict[str, t.Any], is_check: bool) -> dict[str, t.Any]:
     keep = _keep(params)
     cloud = Cloud(cloud_options(params))
-    images = [image for image in backup_images(cloud, params["set"]) if params["host"] in (None, image[HOST])]
+    images = [image for image in backup_images(cloud, params["set"]) if _is_asked_for(image, params)]
     going = doomed(points(images), keep, now())
     for item in going:
         if not item.left:
@@ -61,6 +61,11 @@ def _prune(params: dict[str, t.Any], is_check: bool) -> dict[str, t.Any]:
         "removed": removed,
         "diff": {"before": {"backups": before}, "after": {"backups": [name for name in before if name not in gone]}},
     }
+
+
+def _is_asked_for(image: dict[str, t.Any], params: dict[str, t.Any]) -> bool:
+    is_of_host = params["host"] in (None, image[HOST])
+    return is_of_host and (params["disks"] is None or image[DISK] in params["disks"])
 
 
 def _keep(params: dict[str, t.Any]) -> Keep:

@@ -41,7 +41,7 @@ class ActionModule(FerryAction):
             for target, label in labels.items()
         }
         result = run_export(self, cloud, as_export, exports, task_vars)
-        return {**result, "time": time} if not result.get("failed") else result
+        return {**result, "time": time, "labels": list(labels.values())} if not result.get("failed") else result
 
     def _labels(
         self, params: dict[str, t.Any], task_vars: dict[str, t.Any]

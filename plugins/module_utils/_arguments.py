@@ -296,6 +296,7 @@ def backup_prune_spec() -> Spec:
         **cloud_spec(),
         "set": {"type": "str", "required": True},
         "host": {"type": "str"},
+        "disks": {"type": "list", "elements": "str"},
         **{name: {"type": "int", "default": 0} for name in counts},
         "min_age": {"type": "str", "default": "0d"},
         "unprotect": {"type": "bool", "default": False},

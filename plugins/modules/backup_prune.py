@@ -23,6 +23,10 @@ options:
   host:
     description: The host whose backups are looked at. All hosts by default.
     type: str
+  disks:
+    description: What the disks are called in the set whose backups are looked at. All disks by default.
+    type: list
+    elements: str
   keep_last:
     description: How many of the newest are kept.
     type: int

@@ -124,6 +124,12 @@ time:
   returned: success
   type: str
   sample: "2026-01-31T12:00:00Z"
+labels:
+  description: What the disks are called in the set.
+  returned: success
+  type: list
+  elements: str
+  sample: [db01/vda, db01/vdb]
 image:
   description: The image, with Glance's own fields; what they will be in check mode. Of the first of several disks.
   returned: success

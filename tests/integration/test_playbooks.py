@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOST_PYTHON, qemu_img, qemu_io
+from conftest import HOST_PYTHON, Playbook, qemu_img, qemu_io
 
 HOST = "ansible_connection=local ansible_python_interpreter="
 
@@ -70,6 +70,24 @@ def test_hosts_hold_the_images_of_a_file(run, tmp_path):
     assert "Say which images" in run.output
     run("sync_images", "--limit=one", fails=True, images_file=str(listed), prune=True)
     assert "but not where" in run.output
+
+
+def test_old_backups_go_only_of_the_disks_that_were_backed_up(run, cloud, tmp_path):
+    play = Playbook(tmp_path / "play", cloud, host_python=HOST_PYTHON)
+    disks = [tmp_path / "first", tmp_path / "second"]
+    for number, disk in enumerate(disks):
+        disk.write_bytes(bytes([number]) * 4096)
+    # Each was as the other is.
+    before = [(disk, label, day) for day, order in ((1, disks[::-1]), (2, disks)) for disk, label in zip(order, disks)]
+    play(
+        "cloud: demo\nset: by-disk\nhost: one\nsource_format: raw\n"
+        "path: '{{ item[0] }}'\nlabel: '{{ item[1] }}'\ntime: '2026-01-0{{ item[2] }}'",
+        module="volume_backup",
+        loop=[(str(disk), str(label), day) for disk, label, day in before],
+    )
+    run("backup", "--limit=one", backup_set="by-disk", source_format="raw", path=str(disks[1]), keep_last=1)
+    found = play("cloud: demo\nset: by-disk", module="backup_info")["backups"]
+    assert [Path(point["disk"]).name for point in found] == ["first", "first", "second"]
 
 
 def test_a_disk_is_restored_as_it_was(run, tmp_path):
