@@ -44,7 +44,9 @@ options:
     type: int
     default: 0
   min_age:
-    description: What is younger than this is kept in any case. A number of V(m) minutes, V(h), V(d) or V(w).
+    description:
+      - What the disk held within this time is kept in any case, so also what it held at its beginning. A number of V(m)
+        minutes, V(h), V(d) or V(w).
     type: str
     default: 0d
   unprotect:

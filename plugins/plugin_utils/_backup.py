@@ -196,7 +196,7 @@ class Keep(t.NamedTuple):
 
     :param last: the newest, so many.
     :param daily: the newest of each of the last days that have any, so many; and so on.
-    :param min_age: nothing younger goes.
+    :param min_age: nothing goes that the disk still held so long ago, which it did until it held something else.
     """
 
     last: int
@@ -213,9 +213,11 @@ class Keep(t.NamedTuple):
         """
         newest_first = sorted(of_disk, key=lambda point: point.moment, reverse=True)
         kept: dict[str, list[str]] = {newest_first[0].time: ["newest"]} if newest_first else {}
+        held_until = moment
         for point in newest_first:
-            if moment - point.moment < self.min_age:
+            if moment - held_until < self.min_age:
                 kept.setdefault(point.time, []).append("young")
+            held_until = point.moment
         for reason, count, period in self._rules():
             begun: set[str] = set()
             for point in newest_first:

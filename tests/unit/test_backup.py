@@ -69,7 +69,7 @@ def test_points_are_in_order_and_the_newest_of_each_disk_is_known():
         (keep(daily=2), [0, 1]),
         (keep(weekly=2), [0, 2]),  # 30 June 2026 is a Tuesday, the 28th a Sunday
         (keep(monthly=3), [0, 30, 61]),  # 30 June, 31 May, 30 April
-        (keep(last=1, days=3), [0, 1, 2]),
+        (keep(last=1, days=3), [0, 1, 2, 3]),
         (keep(last=2, monthly=2), [0, 1, 30]),
     ],
 )
@@ -82,6 +82,12 @@ def test_of_one_day_the_newest_is_kept():
     images = [image("noon", "2026-06-01T12:00:00Z"), image("evening", "2026-06-01T18:00:00Z")]
     images.append(image("today", "2026-06-30T00:00:00Z"))
     assert [name for name, times in left(images, keep(daily=2)).items() if times] == ["evening", "today"]
+
+
+def test_what_the_disk_held_until_lately_is_young():
+    images = [image("x", "2026-01-01T00:00:00Z"), image("y", "2026-06-29T12:00:00Z"), image("z", "2026-06-30T00:00:00Z")]
+    assert [name for name, times in left(images, keep(last=1, days=2)).items() if times] == ["x", "y", "z"]
+    assert [name for name, times in left(images, keep(last=1, hours=18)).items() if times] == ["y", "z"]
 
 
 def test_the_newest_of_each_disk_always_stays():
