@@ -81,7 +81,9 @@ volumes:
       description: Whether an import to it was begun and not completed.
       type: bool
     imported:
-      description: Whether it holds an image that was imported; not so where it was made blank or as a clone.
+      description:
+        - Whether it holds an image that was imported; not so where it was made blank or as a clone, or was there already
+          and turned out to hold the image, which C(provenance) tells as C(adopted).
       type: bool
     provenance:
       description: The image that it holds, with Glance's C(metadata); null when none is known.

@@ -219,7 +219,7 @@ def _disk(volume: Named, anchor: str, catalogue: Catalogue) -> Facts:
 def _holds(volume: Named, provenance: Named) -> str:
     if not provenance:
         return "not known yet" if volume.get("unfinished") else "not known"
-    if volume.get("imported") or volume.get("unfinished"):
+    if _has_image(volume, provenance) or volume.get("unfinished"):
         return str(provenance.get("name") or provenance["source"])
     return "blank" if provenance["source"] == "blank" else f"clone of {provenance['source']}"
 
@@ -228,16 +228,21 @@ def _state(volume: Named, provenance: Named, catalogue: Catalogue) -> tuple[str,
     """How a volume is, why, and the image in Glance that it holds."""
     if volume.get("error"):
         return "unread", str(volume["error"].get("msg") or volume["error"].get("error")), None
-    image = catalogue.holding(provenance) if provenance and volume.get("imported") else None
+    has_image = _has_image(volume, provenance)
+    image = catalogue.holding(provenance) if has_image else None
     if volume.get("unfinished"):
         return "unfinished", "An import to it was begun and not completed.", image
-    if not volume.get("imported"):
+    if not has_image:
         return "made", "", None
     if newer := catalogue.newer(provenance):
         return "outdated", f"A newer {newer['name']} is in Glance since {show_time(newer['created_at'])}.", image
     if image is None and "://" not in provenance["source"] and catalogue.problem is None:
         return "gone", f"The image {provenance['source']} is not, or no longer, in this cloud.", None
     return "current", "", image
+
+
+def _has_image(volume: Named, provenance: Named) -> bool:
+    return bool(provenance and (volume.get("imported") or provenance.get("adopted")))
 
 
 def _hosts_summary(hosts: t.Sequence[Facts]) -> Facts:

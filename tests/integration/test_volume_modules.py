@@ -320,6 +320,8 @@ def test_what_was_brought_to_a_host_is_listed(play, tmp_path, web):
     sha256 = hashlib.sha256(b"image" * 1000).hexdigest()
     imported = f"url: {web.url}/image\nsource_format: raw\nchecksum: sha256:{sha256}\npath: {folder}/imported"
     assert play("glance_image_import", imported)["changed"]
+    (folder / "adopted").write_bytes(b"image" * 1000)
+    assert play("glance_image_import", imported.replace("/imported", "/adopted"))["msg"].startswith("Adopted")
     assert play("volume", f"path: {folder}/blank\nsize: 1MiB")["changed"]
     assert play("volume", f"path: {folder}/clone\nclone_of: {{path: {folder}/imported}}")["changed"]
     (folder / "stranger").write_bytes(b"x")
@@ -328,9 +330,10 @@ def test_what_was_brought_to_a_host_is_listed(play, tmp_path, web):
 
     listed = play("host_volumes_info", f"folders: [{folder}, {folder}/nowhere]\nvgs: []")["volumes"]
     volumes = {os.path.basename(volume["path"]): volume for volume in listed if volume["path"].startswith(str(folder))}
-    assert list(volumes) == ["begun", "blank", "clone", "imported"]
-    assert [volume["imported"] for volume in volumes.values()] == [False, False, False, True]
-    assert [volume["unfinished"] for volume in volumes.values()] == [True, False, False, False]
+    assert list(volumes) == ["adopted", "begun", "blank", "clone", "imported"]
+    assert [volume["imported"] for volume in volumes.values()] == [False, False, False, False, True]
+    assert [volume["unfinished"] for volume in volumes.values()] == [False, True, False, False, False]
+    assert [volumes[name]["provenance"]["adopted"] for name in ("adopted", "imported")] == [True, False]
     (tmp_path / "other").symlink_to(folder)
     fewer = play("host_volumes_info", f"folders: [{folder}]\nvgs: []\nexclude: [{tmp_path}/other/imported]")["volumes"]
     assert f"{folder}/imported" not in [volume["path"] for volume in fewer] and len(fewer) == len(listed) - 1

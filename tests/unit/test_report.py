@@ -48,6 +48,8 @@ def kinds(shown):
     return [finding["kind"] for finding in shown["findings"]]
 
 
+ADOPTED = volume(imported=False)
+ADOPTED["provenance"]["adopted"] = True
 REPLACED = image(NEW, "2026-06-01T00:00:00Z", "new")
 
 
@@ -58,6 +60,7 @@ REPLACED = image(NEW, "2026-06-01T00:00:00Z", "new")
         ([image(digest=None)], volume(digest=None), "current"),
         ([image(), REPLACED], volume(), "outdated"),
         ([REPLACED], volume(), "outdated"),
+        ([image(), REPLACED], ADOPTED, "outdated"),
         ([image(), {**REPLACED, "os_hash_value": "old"}], volume(), "current"),
         ([image(), {**REPLACED, "status": "queued"}], volume(), "current"),
         ([image(), {**REPLACED, "os_hidden": True}], volume(), "current"),

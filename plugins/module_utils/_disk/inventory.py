@@ -79,7 +79,8 @@ def _look(volume: Volume, connection: t.Any) -> Facts | None:
     if held is None and not unfinished:
         return None
     facts = {**volume.describe(), "exists": exists, "unfinished": unfinished}
-    facts.update(imported=held is not None and held.is_image, provenance=held.to_dict() if held else None)
+    imported = held is not None and held.is_image and not held.adopted
+    facts.update(imported=imported, provenance=held.to_dict() if held else None)
     guests = find_guests(connection, volume.path)
     disk = read_disk(volume, None, guests) if exists else None
     if disk is not None:

@@ -107,7 +107,7 @@ def carry_out(
                 staged.publish(provenance, over=plan.action == "replace")
                 return plan, received
     if plan.action == "adopt":
-        volume.adopt(request.wanted)
+        volume.adopt(dataclasses.replace(request.wanted, adopted=True))
     if plan.growth is not None:
         with connected() as connection:
             grow(volume, plan.growth, connection)

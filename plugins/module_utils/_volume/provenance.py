@@ -35,6 +35,7 @@ class Provenance:
     :param size: the image's size in bytes, as its server holds it.
     :param format: the volume's disk format.
     :param metadata: what else Glance knows of the image that a guest or a later export needs: tags, properties, …
+    :param adopted: whether the volume was there with the image's content before this collection knew of it.
     :param imported_at: when the import was completed, UTC, ISO 8601; None in what is asked for or still being written.
     """
 
@@ -46,6 +47,7 @@ class Provenance:
     format: str
     imported_at: str | None = None
     metadata: dict[str, t.Any] | None = None
+    adopted: bool = False
 
     @property
     def is_image(self) -> bool:
