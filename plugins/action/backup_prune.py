@@ -16,17 +16,16 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._action import F
 from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
     DISK,
     HOST,
-    TIMES,
     Doomed,
     Keep,
     backup_images,
     doomed,
+    let_go,
     now,
     points,
     times_of,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import ImageSpec, plan_update
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _COUNTS = ("last", "daily", "weekly", "monthly")
@@ -49,8 +48,7 @@ def _prune(params: dict[str, t.Any], is_check: bool) -> dict[str, t.Any]:
         if not item.left:
             _record.check_removable(item.image, params["unprotect"])
     if not is_check:
-        for item in going:
-            _remove(cloud, item, params["unprotect"])
+        going = [let_go(cloud, item, params["unprotect"]) for item in going]
     removed = [_described(item, time) for item in going for time in item.lost]
     before = sorted(_address(image, time) for image in images for time in times_of(image))
     gone = {_address(item.image, time) for item in going for time in item.lost}
@@ -80,14 +78,6 @@ def _keep(params: dict[str, t.Any]) -> Keep:
             f"'min_age: {params['min_age']}' is no duration.", "Write one such as 12h, 7d or 4w (m is for minutes)."
         )
     return Keep(**counts, min_age=datetime.timedelta(**{_UNITS[match[2]]: int(match[1])}))
-
-
-def _remove(cloud: Cloud, item: Doomed, unprotect: bool) -> None:
-    if item.left:
-        spec = ImageSpec(properties={TIMES: ",".join(item.left)})
-        _record.apply(cloud, item.image, plan_update(item.image, spec, _record.members(cloud, item.image)))
-    else:
-        _record.delete(cloud, item.image, unprotect)
 
 
 def _described(item: Doomed, time: str) -> dict[str, t.Any]:

@@ -15,11 +15,11 @@ import json
 import typing as t
 from dataclasses import replace
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageNotFound, InvalidOption
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import CONTENT, DRAFT_OF, Export, Surveyed
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec
+from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, plan_update
 
 _PREFIX = "owner_specified.imageferry.backup."
 SET, HOST, DISK = f"{_PREFIX}set", f"{_PREFIX}host", f"{_PREFIX}disk"
@@ -243,6 +243,12 @@ class Doomed(t.NamedTuple):
     left: list[str]
     lost: list[str]
 
+    @classmethod
+    def of(cls, image: Image, lost: t.Container[str]) -> Doomed:
+        """The image without these moments."""
+        times = times_of(image)
+        return cls(image, [time for time in times if time not in lost], [time for time in times if time in lost])
+
 
 def doomed(found: t.Sequence[Point], keep: Keep, moment: datetime.datetime) -> list[Doomed]:
     """The images that are to lose moments.
@@ -255,9 +261,26 @@ def doomed(found: t.Sequence[Point], keep: Keep, moment: datetime.datetime) -> l
     result = []
     for of_disk in disks.values():
         kept = keep.choose(of_disk, moment)
-        for image in {point.image["id"]: point.image for point in of_disk}.values():
-            times = times_of(image)
-            left = [time for time in times if time in kept]
-            if left != times:
-                result.append(Doomed(image, left, [time for time in times if time not in kept]))
+        going = {point.time for point in of_disk} - kept.keys()
+        images = {point.image["id"]: point.image for point in of_disk}.values()
+        result += [item for item in (Doomed.of(image, going) for image in images) if item.lost]
     return result
+
+
+def let_go(cloud: Cloud, item: Doomed, unprotect: bool) -> Doomed:
+    """Takes its moments from an image, and removes it when it has none left; returns what has come of that.
+
+    It is looked at once more, as it may have got a moment since it was listed.
+
+    :raises ProtectedImage: it would have to go, and is protected.
+    """
+    try:
+        item = Doomed.of(_record.show(cloud, item.image["id"]), item.lost)
+    except ImageNotFound:
+        return item._replace(lost=[])
+    if item.left and item.lost:
+        spec = ImageSpec(properties={TIMES: ",".join(item.left)})
+        _record.apply(cloud, item.image, plan_update(item.image, spec, _record.members(cloud, item.image)))
+    elif item.lost:
+        _record.delete(cloud, item.image, unprotect)
+    return item

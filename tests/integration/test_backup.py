@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import time
 
 import pytest
 import yaml
+from ansible_collections.imageferry.glance.plugins.module_utils._arguments import cloud_spec
+from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
+    Keep,
+    backup_images,
+    doomed,
+    let_go,
+    now,
+    points,
+)
+from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from conftest import (
     HOST_PYTHON,
     InProject,
@@ -119,6 +130,23 @@ def test_what_is_protected_goes_only_when_that_is_asked_for(run, project, disk):
     assert run("backup_prune", set="protected", keep_last=1, unprotect=True)["changed"]
     assert len(images(project, "protected")) == 1
     assert run("backup_prune", set="protected", unprotect=True)["error"] == "invalid_option"
+
+
+def test_an_image_that_is_current_again_is_not_pruned(run, project, disk, monkeypatch):
+    task = {"set": "returns", "path": str(disk), "source_format": "qcow2"}
+    for day in (1, 2):
+        write(disk, day)
+        run("volume_backup", time=f"2026-01-0{day}", **task)
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(project.clouds_yaml))
+    cloud = Cloud({**dict.fromkeys(cloud_spec()), "cloud": "demo"})
+    rule = Keep(last=1, daily=0, weekly=0, monthly=0, min_age=datetime.timedelta())
+    (going,) = doomed(points(backup_images(cloud, "returns")), rule, now())
+    write(disk, 1)
+    run("volume_backup", time="2026-01-03", **task)
+    assert (let_go(cloud, going, False).lost, going.left) == (["2026-01-01T00:00:00Z"], [])
+    listed = run("backup_info", set="returns")["backups"]
+    assert [point["time"][:10] for point in listed] == ["2026-01-02", "2026-01-03"]
+    assert let_go(cloud, going, False).lost == []
 
 
 def test_a_backup_that_was_broken_off_is_none(run, project, disk):
