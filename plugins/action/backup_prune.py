@@ -41,6 +41,8 @@ class ActionModule(FerryAction):
 
 def _prune(params: dict[str, t.Any], is_check: bool) -> dict[str, t.Any]:
     keep = _keep(params)
+    if params["disks"] == []:
+        return {"changed": False, "msg": "Nothing to do: no disks are given.", "removed": []}
     cloud = Cloud(cloud_options(params))
     images = [image for image in backup_images(cloud, params["set"]) if _is_asked_for(image, params)]
     going = doomed(points(images), keep, now())
@@ -68,8 +70,6 @@ def _is_asked_for(image: dict[str, t.Any], params: dict[str, t.Any]) -> bool:
 
 def _keep(params: dict[str, t.Any]) -> Keep:
     counts = {name: params[f"keep_{name}"] for name in _COUNTS}
-    if not any(counts.values()):
-        raise InvalidOption("Nothing says what is to be kept.", "Set 'keep_last', 'keep_daily' or another of them.")
     if min(counts.values()) < 0:
         raise InvalidOption("A number of backups to keep is less than 0.", "Write how many there are to be.")
     match = re.fullmatch(r"(\d+)\s*([mhdw])", params["min_age"].strip())
@@ -77,7 +77,10 @@ def _keep(params: dict[str, t.Any]) -> Keep:
         raise InvalidOption(
             f"'min_age: {params['min_age']}' is no duration.", "Write one such as 12h, 7d or 4w (m is for minutes)."
         )
-    return Keep(**counts, min_age=datetime.timedelta(**{_UNITS[match[2]]: int(match[1])}))
+    min_age = datetime.timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if not min_age and not any(counts.values()):
+        raise InvalidOption("Nothing says what is to be kept.", "Set 'keep_last', 'keep_daily' or another of them.")
+    return Keep(**counts, min_age=min_age)
 
 
 def _described(item: Doomed, time: str) -> dict[str, t.Any]:

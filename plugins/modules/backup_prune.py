@@ -24,7 +24,9 @@ options:
     description: The host whose backups are looked at. All hosts by default.
     type: str
   disks:
-    description: What the disks are called in the set whose backups are looked at. All disks by default.
+    description:
+      - What the disks are called in the set whose backups are looked at. All disks by default; where none is listed,
+        only the other options are checked.
     type: list
     elements: str
   keep_last:

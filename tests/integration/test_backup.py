@@ -127,6 +127,7 @@ def test_what_is_protected_goes_only_when_that_is_asked_for(run, project, disk):
         assert run("volume_backup", time=f"2026-01-0{day}", **task)["changed"]
     assert run("backup_prune", set="protected", keep_last=1)["error"] == "image_protected"
     assert len(images(project, "protected")) == 2
+    assert not run("backup_prune", set="protected", min_age="5000w")["changed"]
     assert run("backup_prune", set="protected", keep_last=1, unprotect=True)["changed"]
     assert len(images(project, "protected")) == 1
     assert run("backup_prune", set="protected", unprotect=True)["error"] == "invalid_option"

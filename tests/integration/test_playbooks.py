@@ -86,6 +86,9 @@ def test_old_backups_go_only_of_the_disks_that_were_backed_up(run, cloud, tmp_pa
         loop=[(str(disk), str(label), day) for disk, label, day in before],
     )
     run("backup", "--limit=one", backup_set="by-disk", source_format="raw", path=str(disks[1]), keep_last=1)
+    disks[0].write_bytes(b"new" * 4096)
+    run("backup", "--limit=one", fails=True, backup_set="by-disk", source_format="raw", path=str(disks[0]), keep_last=0)
+    assert "Nothing says what is to be kept" in run.output
     found = play("cloud: demo\nset: by-disk", module="backup_info")["backups"]
     assert [Path(point["disk"]).name for point in found] == ["first", "first", "second"]
 
