@@ -82,7 +82,7 @@ volumes:
       type: bool
     imported:
       description:
-        - Whether it holds an image that was imported; not so where it was made blank or as a clone, or was there already
+        - Whether it holds an image that was imported; not so where it was made blank or as a clone, or was there before
           and turned out to hold the image, which C(provenance) tells as C(adopted).
       type: bool
     provenance:

@@ -85,7 +85,8 @@ def test_of_one_day_the_newest_is_kept():
 
 
 def test_what_the_disk_held_until_lately_is_young():
-    images = [image("x", "2026-01-01T00:00:00Z"), image("y", "2026-06-29T12:00:00Z"), image("z", "2026-06-30T00:00:00Z")]
+    days = {"x": "2026-01-01", "y": "2026-06-29T12:00", "z": "2026-06-30"}
+    images = [image(name, format_time(parse_time(day))) for name, day in days.items()]
     assert [name for name, times in left(images, keep(last=1, days=2)).items() if times] == ["x", "y", "z"]
     assert [name for name, times in left(images, keep(last=1, hours=18)).items() if times] == ["y", "z"]
 
