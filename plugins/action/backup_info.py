@@ -10,6 +10,7 @@ import typing as t
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import backup_info_spec
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
+    GUEST,
     Point,
     backup_images,
     parse_time,
@@ -38,6 +39,5 @@ def _find(params: dict[str, t.Any]) -> list[dict[str, t.Any]]:
 
 
 def _is_of(point: Point, params: dict[str, t.Any]) -> bool:
-    wanted = (params["host"] in (None, point.host), params["disk"] in (None, point.disk))
-    guest = params["guest"] is None or point.disk.rpartition("/")[0] == params["guest"]
-    return all(wanted) and guest
+    found = {"host": point.host, "disk": point.disk, "guest": point.image.get(GUEST)}
+    return all(params[name] in (None, value) for name, value in found.items())

@@ -32,33 +32,35 @@ class ActionModule(FerryAction):
         params = self.options(backup_spec(), **BACKUP_RULES)
         time = format_time(parse_time(params["time"]) if params["time"] else now())
         host = params["host"] or task_vars["inventory_hostname"]
-        labels, failure = self._labels(params, task_vars)
-        if failure is not None:
-            return failure
+        guest: str | None = None
+        labels = {"": params["label"] or _label(params)}
+        if params["domain"]:
+            known = self.run_module("guest_disk_info", {"guest": params["domain"]}, task_vars)
+            if "disks" not in known:
+                return known
+            guest = known["guest"]["name"]  # also where its UUID is given: it is the same row
+            targets = params["disks"] or _worth_keeping(known)
+            labels = {target: f"{guest}/{target}" for target in targets}
         cloud, as_export = Cloud(cloud_options(params)), _as_export(params, labels)
         exports = {
-            target: BackupExport(cloud, Address(params["set"], host, label), time, as_export)
+            target: BackupExport(cloud, Address(params["set"], host, label, guest), time, as_export)
             for target, label in labels.items()
         }
         result = run_export(self, cloud, as_export, exports, task_vars)
         return {**result, "time": time, "labels": list(labels.values())} if not result.get("failed") else result
 
-    def _labels(
-        self, params: dict[str, t.Any], task_vars: dict[str, t.Any]
-    ) -> tuple[dict[str, str], dict[str, t.Any] | None]:
-        """What the disks are called in the set, by their targets; or why a guest's disks are not known."""
-        guest = params["domain"]
-        if guest is None:
-            return {"": params["label"] or _label(params)}, None
-        targets = params["disks"]
-        if not targets:
-            known = self.run_module("guest_disk_info", {"guest": guest}, task_vars)
-            if "disks" not in known:
-                return {}, known
-            targets = [disk["target"] for disk in known["disks"] if _is_worth_keeping(disk)]
-            if not targets:
-                raise GuestNotFound(f"The guest {guest} has no disk that it writes to.", "Leave it out of the set.")
-        return {target: f"{guest}/{target}" for target in targets}, None
+
+def _worth_keeping(known: dict[str, t.Any]) -> list[str]:
+    """The disks that the guest writes to.
+
+    :raises GuestNotFound: it has none.
+    """
+    targets = [disk["target"] for disk in known["disks"] if _is_worth_keeping(disk)]
+    if not targets:
+        raise GuestNotFound(
+            f"The guest {known['guest']['name']} has no disk that it writes to.", "Leave it out of the set."
+        )
+    return targets
 
 
 def _is_worth_keeping(disk: dict[str, t.Any]) -> bool:

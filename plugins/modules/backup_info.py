@@ -23,7 +23,7 @@ options:
     description: What the disk is called in the set, such as V(vg0/db01). All disks by default.
     type: str
   guest:
-    description: Name of the guest whose disks they are.
+    description: Name of the guest whose disks they are, and with which they were backed up.
     type: str
   at:
     description:
@@ -95,6 +95,9 @@ backups:
     newest:
       description: Whether none of this disk is newer.
       type: bool
+    guest:
+      description: Name of the guest that the disk was backed up with; null where that was done by itself.
+      type: str
     seen:
       description: The last day on which a run found the disk to hold just this content.
       type: str

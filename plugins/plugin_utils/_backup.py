@@ -29,6 +29,9 @@ TIMES = f"{_PREFIX}times"
 FORMAT, SIZE, VOLUME = f"{_PREFIX}format", f"{_PREFIX}size", f"{_PREFIX}volume"
 """The disk's own format, its bytes, and where it lay, as JSON in the words of the options."""
 
+GUEST = f"{_PREFIX}guest"
+"""The name of the guest that had the disk when it was backed up with it."""
+
 SEEN = f"{_PREFIX}seen"
 """The last day on which a run found the disk to hold this content."""
 
@@ -62,6 +65,7 @@ class Point(t.NamedTuple):
         return {
             **{name: getattr(self, name) for name in ("set", "host", "disk", "time", "newest")},
             "seen": image.get(SEEN),
+            "guest": image.get(GUEST),
             "format": image.get(FORMAT),
             "volume": json.loads(image.get(VOLUME, "null")),
             "image": image["id"],
@@ -124,11 +128,15 @@ def points(images: t.Iterable[Image]) -> list[Point]:
 
 
 class Address(t.NamedTuple):
-    """Which disk a backup is of."""
+    """Which disk a backup is of.
+
+    :param guest: that it is backed up with, None where it is so by itself.
+    """
 
     set: str
     host: str
     disk: str
+    guest: str | None = None
 
     @property
     def image_name(self) -> str:
@@ -137,7 +145,7 @@ class Address(t.NamedTuple):
 
     def is_of(self, image: Image) -> bool:
         """Whether the image is one of this disk."""
-        return (image[SET], image[HOST], image[DISK]) == self
+        return (image[SET], image[HOST], image[DISK]) == self[:3]
 
 
 class BackupExport(Export):
@@ -173,7 +181,7 @@ class BackupExport(Export):
         is_newest = present is not None and present is self._present[0]
         times = times_of(present) if present else []
         marks = {
-            **dict(zip((SET, HOST, DISK), self._address, strict=True)),
+            **dict(zip((SET, HOST, DISK, GUEST), self._address, strict=True)),
             TIMES: ",".join(times if is_newest else [*times, self._time]),
             FORMAT: surveyed.volume["format"],
             SIZE: surveyed.virtual_size,

@@ -233,6 +233,18 @@ def test_all_disks_of_a_guest_that_writes_are_of_the_same_moment(export, glance,
         assert counted(counting_guest.folder / "vda") > first, "the guest went on counting meanwhile"
 
 
+def test_a_guest_has_one_row_by_whichever_name(export, guest, tmp_path):
+    (tmp_path / "other").write_bytes(bytes(MIB))
+    uuid = virsh("domuuid", guest.name).stdout.strip()
+    for domain, day in ((guest.name, 1), (uuid, 2)):
+        task = f"set: rows\ndomain: {domain}\ndisks: [vda]\ntime: '2026-01-0{day}'"
+        assert export(task, module="volume_backup")["labels"] == [f"{guest.name}/vda"]
+    other = f"set: rows\npath: {tmp_path}/other\nsource_format: raw\nlabel: {guest.name}/lv"
+    assert export(other, module="volume_backup")["changed"]
+    found = export(f"set: rows\nguest: {guest.name}", module="backup_info")["backups"]
+    assert [(point["guest"], point["disk"]) for point in found] == [(guest.name, f"{guest.name}/vda")]
+
+
 def test_a_running_guest_may_be_left_alone(export, glance, guest):
     refused = export(f"path: {guest.folder}/qcow2\nname: off\nlive: false")
     assert refused["error"] == "guest_running" and not listed(glance, "off")
