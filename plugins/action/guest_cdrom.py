@@ -33,12 +33,7 @@ class ActionModule(FerryAction):
 
     def work(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         params = self.options(_SPEC, **GUEST_CDROM_RULES)
-        named = [place for place in _PLACES if params[place]]
-        if bool(named) != (params["state"] == "inserted"):
-            raise InvalidOption(
-                "A disc is to be named where it is inserted, and none where the drive is to be empty.",
-                "Give one of path, device, vg, pool and image, or set 'state: ejected'.",
-            )
+        _check_named(params)
         # What a user writes into a private option has no effect: only this plugin sets them.
         arguments = {name: params[name] for name in _FOR_HOST if params[name] is not None and not name.startswith("_")}
         if not params["image"]:
@@ -65,6 +60,20 @@ class ActionModule(FerryAction):
             watched = self.run_module(_MODULE, {**arguments, "_token": token, "_wait": look}, task_vars)
             inserted = bool(watched.get("inserted"))
         return inserted
+
+
+def _check_named(params: dict[str, t.Any]) -> None:
+    """
+    :raises InvalidOption: a disc is named where none is to be, or the other way round.
+    """
+    named = [place for place in _PLACES if params[place]]
+    if bool(named) == (params["state"] == "ejected"):
+        raise InvalidOption(
+            "A disc is to be named where it is inserted, and none where the drive is to be empty.",
+            "Give one of path, device, vg, pool and image, or set 'state: ejected'.",
+        )
+    if params["state"] == "renewed" and not params["image"]:
+        raise InvalidOption("Only an image that is read in Glance has a token to renew.", "Name it as 'image'.")
 
 
 def _find(options: dict[str, t.Any], wanted: dict[str, t.Any]) -> dict[str, t.Any]:

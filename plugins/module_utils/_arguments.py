@@ -382,7 +382,7 @@ def guest_cdrom_spec() -> Spec:
     return {
         **cloud_spec(),
         "guest": {"type": "str", "required": True},
-        "state": {"type": "str", "choices": ["inserted", "ejected"], "default": "inserted"},
+        "state": {"type": "str", "choices": ["inserted", "renewed", "ejected"], "default": "inserted"},
         "target": {"type": "str"},
         "image": {"type": "str"},
         "latest": {"type": "bool", "default": False},

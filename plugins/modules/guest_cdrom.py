@@ -19,8 +19,12 @@ description:
     of it. The guest's QEMU gets neither the token nor a way to Glance. What reads the image runs on the host until it
     is ejected, replaced, or the guest is shut off.
 notes:
-  - A token ends, and what the guest then reads from Glance fails, except for what is kept. Each run of the same task
-    hands out a new one, which changes nothing; O(renew_for) has the task stay and do so.
+  - A token ends, an hour after it was issued unless Keystone's C([token] expiration) says otherwise. The host has no
+    password to get another, so each run of the same task hands out a new one, which changes nothing. Run it on a timer
+    with O(state=renewed), which does not bring a disc back that was ejected meanwhile; or have the task stay and do so,
+    with O(renew_for).
+  - What the guest reads from Glance after its token has ended is held back for 20 seconds, goes on as soon as there is
+    a new token, and fails otherwise. Later reads work again once there is one. What is kept can always be read.
   - If what reads the image on the host is killed, the guest's reads fail until the task is run again. QEMU then
     connects anew at one of the guest's next reads, and where libvirt knows of NBD's reconnecting, holds them back up to
     30 seconds for that.
@@ -30,9 +34,11 @@ options:
     type: str
     required: true
   state:
-    description: Whether the disc is to be in the drive, or none.
+    description:
+      - Whether the disc is to be in the drive, or none. With V(renewed) an O(image) gets a new token if it is still in
+        the drive of the running guest, and nothing is done otherwise.
     type: str
-    choices: [inserted, ejected]
+    choices: [inserted, renewed, ejected]
     default: inserted
   target:
     description: The drive's name in the guest's definition, such as V(sda). The first CD drive by default.
@@ -97,6 +103,13 @@ EXAMPLES = r"""
     image: rescue-cd
     renew_for: 3600
 
+- name: Let the guest read it for longer, on a timer, for as long as it is in the drive
+  imageferry.glance.guest_cdrom:
+    cloud: prod
+    guest: web01
+    image: rescue-cd
+    state: renewed
+
 - name: Take it out again
   imageferry.glance.guest_cdrom:
     guest: web01
@@ -124,7 +137,9 @@ target:
   type: str
   sample: sda
 inserted:
-  description: Whether a disc is in the drive, with O(renew_for) when the task ends.
+  description:
+    - Whether a disc is in the drive; with O(state=renewed) whether it is this one, and with O(renew_for) when the task
+      ends.
   returned: success
   type: bool
 medium:

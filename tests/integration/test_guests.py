@@ -371,9 +371,11 @@ def test_a_guest_reads_an_image_where_glance_holds_it(disc, guest, isos):
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"gAAAA" in read(path)]
 
     (folder / "token").write_text("refused, as one that has expired")
-    assert not read_in_guest(guest, MIB, isos["ipxe"])
-    assert disc(task)["changed"] is False
+    renewed = disc(f"{task}\nstate: renewed")
+    assert renewed["changed"] is False and renewed["inserted"] and "A new token was handed out" in renewed["msg"]
     assert read_in_guest(guest, MIB, isos["ipxe"])
+    (folder / "token").write_text("refused, as one that has expired")
+    assert disc(task)["changed"] is False and "refused" not in (folder / "token").read_text()
 
     os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
     again = disc(task)
@@ -385,6 +387,10 @@ def test_a_guest_reads_an_image_where_glance_holds_it(disc, guest, isos):
     assert serving() != [folder] and len(serving()) == 1
     assert disc(f"path: {isos['ipxe']}")["changed"] and not serving() and read_in_guest(guest, MIB, isos["ipxe"])
     assert disc("state: ejected")["changed"] and in_drive(guest) == "-"
+    for options in ([], ["--check"]):
+        left = disc(f"{task}\nstate: renewed", *options)
+        assert not left["changed"] and not left["inserted"] and "is not in" in left["msg"] and in_drive(guest) == "-"
+    assert disc(f"path: {isos['ipxe']}\nstate: renewed")["error"] == "invalid_option"
     assert disc("cloud: demo\nimage: no-iso")["error"] == "unsupported_format"
     assert disc("cloud: demo")["error"] == "invalid_option"
 
@@ -511,6 +517,7 @@ def test_a_guest_that_is_off_has_a_disk_from_its_next_start(play, guest, spare):
 def test_a_guest_that_is_off_has_an_iso_from_its_next_start(play, disc, guest, isos):
     virsh("destroy", guest.name, check=False)
     assert disc("cloud: demo\nimage: ipxe")["error"] == "guest_not_running"
+    assert disc("cloud: demo\nimage: ipxe\nstate: renewed")["changed"] is False
     assert play("guest_cdrom", f"guest: {guest.name}\npath: {isos['grub']}")["changed"]
     assert in_drive(guest) == str(isos["grub"])
     assert play("guest_cdrom", f"guest: {guest.name}\nstate: ejected")["changed"] and in_drive(guest) == "-"

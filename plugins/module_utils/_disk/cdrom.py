@@ -54,7 +54,7 @@ def cdrom_task(module: AnsibleModule) -> dict[str, t.Any]:
             if params["state"] == "ejected":
                 return task.eject()
             if params["_image"]:
-                return task.insert_image()
+                return task.renew_image() if params["state"] == "renewed" else task.insert_image()
             with open_volume(params) as volume:
                 return task.insert_volume(volume)
 
@@ -88,7 +88,7 @@ class _Task:
         self._change(planes, None)
         if planes and not self._is_check:
             served_disc.end_unused(self._connection)
-        return self._result(bool(planes), None, "ejected", "There is no disc in")
+        return self._result(bool(planes), None, "ejected", "Nothing to do: there is no disc in")
 
     def insert_volume(self, volume: Volume) -> dict[str, t.Any]:
         """Has an ISO on this host be in the drive."""
@@ -98,7 +98,15 @@ class _Task:
         self._change(planes, _describe_volume(volume))
         if planes and not self._is_check:
             served_disc.end_unused(self._connection)
-        return self._result(bool(planes), medium, f"{volume.label} inserted", f"{volume.label} is in")
+        return self._result(bool(planes), medium, f"{volume.label} inserted", f"Nothing to do: {volume.label} is in")
+
+    def renew_image(self) -> dict[str, t.Any]:
+        """Has an image that is in the drive be readable for longer; one that is not stays out of it."""
+        disc = self._disc()
+        if self._domain.isActive() and self._place_of(disc).is_in_drive():
+            return self.insert_image()
+        told = self._result(False, self._before, "", f"Nothing to do: '{disc.name}' is not in")
+        return {**told, "inserted": False}
 
     def insert_image(self) -> dict[str, t.Any]:
         """Has an image be in the drive that stays where Glance holds it."""
@@ -108,7 +116,7 @@ class _Task:
                 "Start it first, or import the image with imageferry.glance.glance_image_import and insert that.",
             )
         disc = self._disc()
-        place = ServedDisc(self._domain, self._target, disc.image_id, disc.name)
+        place = self._place_of(disc)
         medium = {"path": None, "image": {"id": disc.image_id, "name": disc.name}}
         inserted, served = place.is_in_drive(), place.is_served()
         if not self._is_check:
@@ -120,19 +128,23 @@ class _Task:
                 self._change([True], place.describe())
                 served_disc.end_unused(self._connection)
         done = f"'{disc.name}' {'served again' if inserted else 'inserted'}"
-        return self._result(not (inserted and served), medium, done, f"'{disc.name}' is in")
+        renewed = f"A new token {'would be' if self._is_check else 'was'} handed out: '{disc.name}' is in"
+        return self._result(not (inserted and served), medium, done, renewed)
 
     def watch(self, seconds: float) -> dict[str, t.Any]:
         """Renews the token of an image that is in the drive, and waits for so long, or until it is ejected."""
         disc = self._disc()
         with served_disc.alone():
-            place = ServedDisc(self._domain, self._target, disc.image_id, disc.name)
+            place = self._place_of(disc)
             if place.is_in_drive() and place.is_served():
                 place.renew(disc.token)
         deadline = time.monotonic() + seconds
         while (inserted := place.is_in_drive()) and time.monotonic() < deadline:
             time.sleep(min(_LOOK, seconds))
         return {"changed": False, "inserted": inserted}
+
+    def _place_of(self, disc: Disc) -> ServedDisc:
+        return ServedDisc(self._domain, self._target, disc.image_id, disc.name)
 
     def _disc(self) -> Disc:
         image, params = self._params["_image"], self._params
@@ -181,10 +193,7 @@ class _Task:
     def _result(self, changed: bool, medium: Medium | None, done: str, already: str) -> dict[str, t.Any]:
         guest = self._domain.name()
         drive = f"{self._target} of the guest {guest}"
-        if changed:
-            msg = f"{'Would be ' if self._is_check else ''}{done}: {drive}."
-        else:
-            msg = f"Nothing to do: {already} {drive}."
+        msg = f"{'Would be ' if self._is_check else ''}{done}: {drive}." if changed else f"{already} {drive}."
         after = self._shown(medium)
         return {
             "changed": changed,

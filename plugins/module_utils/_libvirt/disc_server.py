@@ -38,6 +38,7 @@ _KEPT_BLOCKS = 32
 _IDLE_SECONDS = 60.0
 _TIMEOUT = 30.0
 _TRIES = 3
+_POLL = 0.1
 _SELINUX = "system_u:object_r:svirt_socket_t:s0"  # what a confined QEMU may connect to; see nbdkit(1), --selinux-label
 
 _MAGIC, _OPTION_MAGIC, _REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
@@ -59,12 +60,14 @@ class Settings(t.TypedDict):
     :param size: its bytes.
     :param verify: whether to check the server's certificate.
     :param socket: the path of the Unix socket.
+    :param patience: seconds for which a read waits for another token when Glance refuses the one that there is.
     """
 
     url: str
     size: int
     verify: bool
     socket: str
+    patience: float
 
 
 class ReadFailed(Exception):
@@ -80,6 +83,7 @@ class Image:
     def __init__(self, settings: Settings, folder: str) -> None:
         self.size = settings["size"]
         self._url, self._verify, self._folder = urllib.parse.urlsplit(settings["url"]), settings["verify"], folder
+        self._patience = settings["patience"]
         self._blocks: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
@@ -103,25 +107,30 @@ class Image:
 
     def _fetch(self, offset: int, length: int) -> bytes:
         """Asks Glance; once more where the connection has broken, or there is another token than the one refused."""
-        refused = None
-        for attempt in range(_TRIES):
-            token = self._token()
-            if token == refused:
-                raise ReadFailed("Glance refuses the token, which has expired")
+        token, broken, deadline = self._token(), 0, time.monotonic() + self._patience
+        while True:
             try:
                 status, content = self._request(token, offset, length)
             except (OSError, http.client.HTTPException) as err:
                 self._close()
-                if attempt + 1 == _TRIES:
+                broken += 1
+                if broken == _TRIES:
                     raise ReadFailed(f"Glance cannot be reached: {err}") from err
                 continue
             if status == 401:
-                refused = token
+                token = self._await_other(token, deadline)
             elif status != 206 or len(content) != length:  # a redirect among them: the token is for this server alone
                 raise ReadFailed(f"Glance answered {status} with {len(content)} bytes to the request for {length}")
             else:
                 return content
-        raise ReadFailed("Glance refuses the token")
+
+    def _await_other(self, refused: str, deadline: float) -> str:
+        """The token that comes in the place of the one that Glance refuses."""
+        while (token := self._token()) == refused:
+            if time.monotonic() > deadline:
+                raise ReadFailed("Glance refuses the token, which has expired")
+            time.sleep(_POLL)
+        return token
 
     def _token(self) -> str:
         with open(os.path.join(self._folder, TOKEN), encoding="ascii") as file:

@@ -35,6 +35,7 @@ _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 _START_TIMEOUT = 120.0
 _END_TIMEOUT = 5.0
 _POLL = 0.05
+_PATIENCE = 20.0  # seconds that a read waits for a new token: less than the 30 after which guests reset the drive
 _RECONNECT = "30"  # seconds for which QEMU holds a read back while nobody serves; older libvirts pass over it
 
 
@@ -118,6 +119,7 @@ class ServedDisc:
     def _start(self, disc: Disc) -> None:
         settings: disc_server.Settings = {
             "url": disc.url, "size": disc.size, "verify": disc.verify, "socket": self.claim.socket,
+            "patience": _PATIENCE,
         }  # fmt: skip
         files = {
             **disc.files,

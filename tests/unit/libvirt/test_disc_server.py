@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,12 @@ def proxy(tmp_path):
 class Disc:
     """The image, served from C(folder)."""
 
-    def __init__(self, folder, url):
+    def __init__(self, folder, url, patience):
         self.folder, self.socket = folder, folder / "socket"
         folder.mkdir()
         self.said = ""
         self.hold("first")
-        settings = {"url": url, "size": len(CONTENT), "verify": True, "socket": str(self.socket)}
+        settings = {"url": url, "size": len(CONTENT), "verify": True, "socket": str(self.socket), "patience": patience}
         (folder / "settings.json").write_text(json.dumps(settings))
         command = [sys.executable, "-I", disc_server.__file__, folder]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -71,8 +72,8 @@ class Disc:
 def serve(tmp_path):
     discs = []
 
-    def serve(url):
-        discs.append(Disc(tmp_path / "disc", url))
+    def serve(url, patience=0):
+        discs.append(Disc(tmp_path / "disc", url, patience))
         return discs[-1]
 
     yield serve
@@ -98,6 +99,26 @@ def test_a_token_that_is_refused_is_replaced(serve, proxy):
     proxy.programme()
     assert disc.reads(1, 2)
     assert proxy.gets[-1].headers["x-auth-token"] == "second"
+
+
+def test_a_read_waits_for_a_token_that_is_not_refused(serve, proxy):
+    proxy.programme(GOOD, Fault(status=401), Fault(status=401))
+    disc = serve(proxy.url("/image"), patience=60)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(disc.reads, 1, 2)
+        for number, token in enumerate(("second", "third"), 2):
+            while len(proxy.gets) < number and not reading.done():
+                time.sleep(0.02)
+            disc.hold(token)
+        assert reading.result()
+    assert [seen.headers["x-auth-token"] for seen in proxy.gets] == ["first", "first", "second", "third"]
+
+
+def test_a_read_does_not_wait_for_ever(serve, proxy):
+    proxy.programme(GOOD, *[Fault(status=401)] * 9)
+    disc, begun = serve(proxy.url("/image"), patience=1), time.monotonic()
+    assert not disc.reads(1, 2) and time.monotonic() - begun >= 1 and len(proxy.gets) == 2
+    assert "expired" in disc.error()
 
 
 def test_a_connection_that_breaks_is_made_again(serve, proxy):
