@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOST_PYTHON, qemu_img, qemu_io
+from conftest import HOST_PYTHON, qemu_img, qemu_io, upload
 
 HOST = "ansible_connection=local ansible_python_interpreter="
 
@@ -92,3 +92,19 @@ def test_a_disk_is_restored_as_it_was(run, tmp_path):
         qemu_io(path, "raw", "read -P 1 1M 1M")
     run("restore", "--limit=two", fails=True, backup_set="nothing")
     assert "only backups of no disk" in run.output
+
+
+@pytest.fixture(scope="module")
+def isos(cloud, tmp_path_factory):
+    """Two ISOs in Glance: the least that passes for one."""
+    folder = tmp_path_factory.mktemp("isos")
+    for number, name in enumerate(("playbooks-a", "playbooks-b")):
+        (folder / name).write_bytes(bytes(0x8000) + b"\x01CD001\x01".ljust(0x8000, b"\0") + bytes([number]))
+        upload(cloud, name, folder / name, "iso")
+
+
+def test_a_library_has_the_isos_of_the_cloud(run, isos, tmp_path):
+    library = {"folder": f"{tmp_path}/library", "image_name": "playbooks-?", "host_interface": ""}
+    done = run("iso_library", "--limit=one", **library)
+    assert [line.split()[:2] for line in done[:-1]] == [["one", "changed"]] * 2
+    assert sorted(path.name for path in (tmp_path / "library").iterdir()) == ["playbooks-a.iso", "playbooks-b.iso"]
