@@ -91,8 +91,36 @@ def test_a_disk_is_restored_as_it_was(run, tmp_path):
     assert "Imported" in run("restore", "--limit=two", **elsewhere)[0]
     for path in (disk, tmp_path / "copy"):
         qemu_io(path, "raw", "read -P 1 1M 1M")
+    qemu_io(disk, "raw", "write -P 3 1M 1M")
+    for check in ([], ["--check"]):
+        written_to = run("restore", "--limit=one", *check, fails=True, backup_set="playbooks")[0]
+        assert written_to.startswith("one  failed") and "image_restore_overwrite: true" in written_to
     run("restore", "--limit=two", fails=True, backup_set="nothing")
     assert "only backups of no disk" in run.output
+
+
+def test_a_disk_is_restored_once_in_another_format(run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"1" * 2**20)
+    run("backup", "--limit=one", backup_set="format", path=str(disk), source_format="raw")
+    restore = {
+        "ansible.builtin.include_role": {"name": "imageferry.glance.image_restore"},
+        "vars": {
+            "image_restore_set": "format",
+            "image_restore_overwrite": True,
+            "image_restore_disks": [
+                {"disk": str(disk), "path": f"{tmp_path}/{wanted}", "format": wanted} for wanted in ("qcow2", "keep")
+            ],
+        },
+    }
+    changes = {"ansible.builtin.debug": {"msg": "{{ image_restore_results | map(attribute='changed') }}"}}
+    playbook = tmp_path / "playbook.yml"
+    tasks = [restore, changes, restore, {"name": "Sum up", **changes}]
+    playbook.write_text(yaml.safe_dump([{"hosts": "one", "gather_facts": False, "tasks": tasks}]))
+    assert run(playbook) == [False, False]
+    for path in ("qcow2", "keep"):
+        assert json.loads(qemu_img("info", "--output=json", tmp_path / path))["format"] == "qcow2"
+        assert "identical" in qemu_img("compare", "-f", "raw", "-F", "qcow2", disk, tmp_path / path)
 
 
 def test_backups_that_went_are_in_the_summary_and_those_that_could_not_go(run, tmp_path):
