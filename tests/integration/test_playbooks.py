@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOST_PYTHON, Playbook, qemu_img, qemu_io
+from conftest import HOST_PYTHON, ROOT, Playbook, connect, qemu_img, qemu_io
 
 HOST = "ansible_connection=local ansible_python_interpreter="
 
@@ -26,8 +26,9 @@ def run(tmp_path, cloud, images):
     environment.pop("PYTHONPATH", None)
 
     def run(playbook, *arguments, fails=False, **variables):
-        command = [Path(sys.prefix) / "bin" / "ansible-playbook", f"imageferry.glance.{playbook}", "-i", inventory,
-                   "-e", json.dumps(variables), *arguments]  # fmt: skip
+        named = playbook if isinstance(playbook, Path) else f"imageferry.glance.{playbook}"
+        command = [Path(sys.prefix) / "bin" / "ansible-playbook", named, "-i", inventory, "-e", json.dumps(variables),
+                   *arguments]  # fmt: skip
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         run.output = done.stdout + done.stderr
         assert (done.returncode != 0) == fails, run.output
@@ -62,7 +63,7 @@ def test_hosts_hold_the_images_of_a_file(run, tmp_path):
     listed.write_text(yaml.safe_dump({"image_sync_images": images}))
     predicted = run("sync_images", "--check", "--limit=one", images_file=str(listed))
     assert [line.split()[:4] for line in predicted[:2]] == [["one", "changed", "Would", "import:"]] * 2
-    done = run("sync_images", "--limit=one", images_file=str(listed))
+    done = run("sync_images", "--limit=one", "--tags=image_sync_images", images_file=str(listed))
     assert done[-1].startswith("2 changed, 0 ok, 0 failed; ")
     again = run("sync_images", "--limit=one", images_file=str(listed))
     assert again[-1] == "0 changed, 2 ok, 0 failed."
@@ -99,7 +100,7 @@ def test_a_disk_is_restored_as_it_was(run, tmp_path):
     qemu_io(disk, "raw", "write -P 1 1M 1M")
     wanted = {"backup_set": "playbooks", "path": str(disk), "source_format": "raw", "keep_last": 1}
     assert "new in the set" in run("backup", "--check", "--limit=one", **wanted)[0]
-    assert "new in the set" in run("backup", "--limit=one", **wanted)[0]
+    assert "new in the set" in run("backup", "--limit=one", "--tags=image_backup_disks", **wanted)[0]
     qemu_io(disk, "raw", "write -P 2 1M 1M")
     refused = run("restore", "--limit=one", fails=True, backup_set="playbooks", overwrite="")[0]
     assert "image_restore_overwrite: true" in refused
@@ -111,5 +112,86 @@ def test_a_disk_is_restored_as_it_was(run, tmp_path):
     assert "Imported" in run("restore", "--limit=two", **elsewhere)[0]
     for path in (disk, tmp_path / "copy"):
         qemu_io(path, "raw", "read -P 1 1M 1M")
+    qemu_io(disk, "raw", "write -P 3 1M 1M")
+    for check in ([], ["--check"]):
+        written_to = run("restore", "--limit=one", *check, fails=True, backup_set="playbooks")[0]
+        assert written_to.startswith("one  failed") and "image_restore_overwrite: true" in written_to
     run("restore", "--limit=two", fails=True, backup_set="nothing")
     assert "only backups of no disk" in run.output
+
+
+def test_a_disk_is_restored_once_in_another_format(run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"1" * 2**20)
+    run("backup", "--limit=one", backup_set="format", path=str(disk), source_format="raw")
+    restore = {
+        "ansible.builtin.include_role": {"name": "imageferry.glance.image_restore"},
+        "vars": {
+            "image_restore_set": "format",
+            "image_restore_overwrite": True,
+            "image_restore_disks": [
+                {"disk": str(disk), "path": f"{tmp_path}/{wanted}", "format": wanted} for wanted in ("qcow2", "keep")
+            ],
+        },
+    }
+    changes = {"ansible.builtin.debug": {"msg": "{{ image_restore_results | map(attribute='changed') }}"}}
+    playbook = tmp_path / "playbook.yml"
+    tasks = [restore, changes, restore, {"name": "Sum up", **changes}]
+    playbook.write_text(yaml.safe_dump([{"hosts": "one", "gather_facts": False, "tasks": tasks}]))
+    assert run(playbook) == [False, False]
+    for path in ("qcow2", "keep"):
+        assert json.loads(qemu_img("info", "--output=json", tmp_path / path))["format"] == "qcow2"
+        assert "identical" in qemu_img("compare", "-f", "raw", "-F", "qcow2", disk, tmp_path / path)
+
+
+def test_backups_that_went_are_in_the_summary_and_those_that_could_not_go(run, tmp_path):
+    disk = tmp_path / "disk"
+    wanted = {"backup_set": "pruned", "path": str(disk), "source_format": "raw", "protected": True}
+    disk.write_bytes(bytes(2**20))
+    run("backup", "--limit=one", **wanted)
+    disk.write_bytes(b"1" * 2**20)
+    kept = run("backup", "--limit=one", fails=True, **{**wanted, "keep_last": 1, "protected": False})
+    assert [line.split()[1] for line in kept[:-1]] == ["changed", "failed"] and "protected" in kept[1]
+    pruned = run("backup", "--limit=one", **wanted, keep_last=1)
+    assert [line.split()[1:4] for line in pruned[1:-1]] == [["changed", "Removed", "1"]]
+
+
+def test_a_host_that_is_lost_after_its_volumes_were_done_has_failed(run, tmp_path):
+    playbook = tmp_path / "playbook.yml"
+    template = ROOT / "playbooks" / "templates" / "transfer_summary.txt.j2"
+    playbook.write_text(f"""
+- hosts: all
+  gather_facts: false
+  tasks:
+    - block:
+        - set_fact: {{image_import_results: [{{changed: true, msg: Imported.}}]}}
+        - fail:
+          when: inventory_hostname == 'two'
+      always:
+        - name: Sum up
+          debug: {{msg: "{{{{ lookup('template', '{template}').splitlines() }}}}"}}
+          run_once: true
+""")
+    assert [line.split()[:2] for line in run(playbook, fails=True)[:-1]] == [
+        ["one", "changed"], ["two", "changed"], ["two", "failed"], ["three", "changed"],
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def isos(cloud):
+    """Two ISOs in Glance: the least that passes for one."""
+    glance = connect(cloud).image
+    for number, name in enumerate(("playbooks-a", "playbooks-b")):
+        image = glance.post("/images", json={"name": name, "disk_format": "iso", "container_format": "bare"}).json()
+        content = bytes(0x8000) + b"\x01CD001\x01".ljust(0x8000, b"\0") + bytes([number])
+        headers = {"Content-Type": "application/octet-stream"}
+        glance.put(f"/images/{image['id']}/file", data=content, headers=headers).raise_for_status()
+
+
+def test_a_library_has_the_isos_of_the_cloud(run, isos, tmp_path):
+    library = {"folder": f"{tmp_path}/library", "image_name": "playbooks-?", "host_interface": ""}
+    done = run("iso_library", "--limit=one", **library)
+    assert [line.split()[:2] for line in done[:-1]] == [["one", "changed"]] * 2
+    assert sorted(path.name for path in (tmp_path / "library").iterdir()) == ["playbooks-a.iso", "playbooks-b.iso"]
+    run("iso_library", "--limit=one", "--skip-tags=iso_library_isos", **library, prune=True)
+    assert run("iso_library", "--limit=one", **{**library, "image_name": "nothing"}) == ["There is nothing to sum up."]
