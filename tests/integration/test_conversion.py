@@ -38,6 +38,19 @@ def foreign(cloud, images, tmp_path_factory):
     for name, driver in (("vmdk", "vmdk"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("vdi", "vdi")):
         qemu_img("convert", "-f", "raw", "-O", driver, images["disk-raw"], folder / name)
         upload(cloud, f"disk-{name}", folder / name, name)
+    say_larger(folder / "vhd", 8 * MIB)
+    upload(cloud, "disk-vhd-of-two-sizes", folder / "vhd", "vhd")
+
+
+def say_larger(vhd, by):
+    """Has the footers say a larger size than the geometry, which is what QEMU goes by; as Virtual PC may do."""
+    with open(vhd, "r+b") as file:
+        for at in (0, os.path.getsize(vhd) - 512):
+            footer = bytearray(os.pread(file.fileno(), 512, at))
+            footer[48:56] = (int.from_bytes(footer[48:56], "big") + by).to_bytes(8, "big")
+            footer[64:68] = bytes(4)
+            footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+            os.pwrite(file.fileno(), footer, at)
 
 
 @pytest.fixture
@@ -94,7 +107,9 @@ def test_a_converted_qcow2_has_storage_when_asked_for(import_image, images, tmp_
     assert same_content(tmp_path / "volume", "qcow2", images["disk-raw"])
 
 
-@pytest.mark.parametrize("image", ["disk-raw", "disk-qcow2", "disk-vmdk"])
+@pytest.mark.parametrize(
+    "image", ["disk-raw", "disk-qcow2", "disk-vmdk", "disk-vmdk\nsize: 72MiB", "disk-vhd-of-two-sizes"]
+)
 def test_nothing_old_is_left_on_a_device(import_image, foreign, images, device, image):
     task = f"cloud: demo\nimage: {image}\ndevice: {device}\nformat: raw"
     refused = import_image(task)

@@ -180,17 +180,19 @@ def convert(
     on_progress: t.Callable[[float], None] | None = None,
     target_is_zero: bool = False,
     size: int = 0,
-) -> None:
+) -> int:
     """Converts an image into the open file or block device C(target_fd), durably.
 
     :param on_progress: is told the part that is done, from 0 to 1; what it raises ends the conversion.
     :param target_is_zero: whether a raw block device reads as zeros before; a file is emptied first.
     :param size: of the new disk in bytes, when it is to be larger than the source's.
+    :returns: the size of the source's disk as QEMU sees it: what is behind it on a block device stays as it was.
     :raises DamagedImage, UnsafeImage: the source cannot be read, or takes more than a sound one does.
     :raises NoSpace, StorageError: the target cannot be written.
     """
     on_block = _is_block(target_fd)
-    create(target_fd, target_format, max(size, info(source_fd, source_format)["virtual-size"]), options)
+    virtual_size = int(info(source_fd, source_format)["virtual-size"])
+    create(target_fd, target_format, max(size, virtual_size), options)
     if target_format == "raw":
         blank = target_is_zero or not on_block
     else:  # what a device held before shows through clusters that are allocated and never written
@@ -209,6 +211,7 @@ def convert(
         on_progress=on_progress,
     )
     os.fsync(target_fd)
+    return virtual_size
 
 
 def _measure(target_format: str, options: Qcow2Options, *source: str, fds: tuple[int, ...] = ()) -> Measured:

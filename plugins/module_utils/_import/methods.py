@@ -229,12 +229,12 @@ class _Convert(_Method):
         options = dataclasses.replace(request.qcow2 or qemu_img.Qcow2Options(), preallocation=request.preallocation)
         size = max(self.facts.virtual_size or 0, request.min_size)
         self._reserve(source, size, options)
-        qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)
+        end = qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)
         if target_format == "qcow2":
             complete_qcow2(self.volume, staged)
         else:
-            staged.sink.wrote(size)
-            staged.sink.finish(size)
+            staged.sink.wrote(end)
+            staged.sink.finish(max(size, end))
 
     def _tell(self, part: float) -> None:
         self.watcher.convert(100 * part)
