@@ -233,14 +233,15 @@ def grow(volume: Volume, growth: Growth, connection: t.Any) -> None:
     :raises FerryError: it failed; the message says what had been done by then.
     """
     extends = growth.volume_size is not None and (volume.is_block or growth.guest is None)  # QEMU extends its files
+    is_raw = growth.image_size == growth.volume_size  # of a raw disk they are one
     if extends and growth.volume_size is not None:
-        volume.grow(growth.volume_size)
+        volume.grow(growth.volume_size, zeroed=is_raw)  # a qcow2 never shows what it has not written
     if growth.image_size is None:
         return
     try:
         if growth.guest is not None:
             grow_live(connection, growth.guest, growth.image_size)
-        elif growth.image_size != growth.volume_size:  # of a raw disk they are one
+        elif not is_raw:
             with volume.open() as fd:
                 qemu_img.resize(fd, "qcow2", growth.image_size)
     except FerryError as err:

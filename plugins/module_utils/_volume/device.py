@@ -104,7 +104,7 @@ class DeviceVolume(BlockVolume):
     def discard_new(self) -> None:
         """Nothing: a device never comes into being for an import."""
 
-    def grow(self, size: int) -> VolumeSize:
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:  # pylint: disable=unused-argument
         """
         :raises VolumeInvalid: it is smaller than C(size): a device has the size that it has.
         """

@@ -147,7 +147,7 @@ class FileVolume:
         """The paths of the overlays that stand on it."""
         return find_clones(self.path)
 
-    def grow(self, size: int) -> VolumeSize:
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:  # pylint: disable=unused-argument
         """Gives the file C(size) bytes where it has less; what it gains is a hole.
 
         :raises VolumeInvalid: it is not there.

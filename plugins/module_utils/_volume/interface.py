@@ -142,9 +142,11 @@ class Volume(t.Protocol):
         :raises VolumeInUse: the other import went on for longer.
         """
 
-    def grow(self, size: int) -> VolumeSize:
-        """Sees to it that it has at least C(size) bytes, and returns what it has; what it gains reads as zeros.
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
+        """Sees to it that it has at least C(size) bytes, and returns what it has.
 
+        :param zeroed: whether what it gains has to read as zeros. It is zeroed after there is room, which somebody who
+            writes there as soon as there is, as QEMU does to a qcow2, would lose.
         :raises NoSpace: its storage has not so much room.
         :raises VolumeInvalid: it is not there, or is of a kind that cannot grow.
         """

@@ -190,8 +190,8 @@ class LvmVolume(BlockVolume):
         row = _report("lvs", "lv", "--options", "chunk_size,zero", f"{self.vg}/{found.pool}")[0]
         return Thin(int(row["chunk_size"]), row["zero"] in ("zero", "1"))
 
-    def grow(self, size: int) -> VolumeSize:
-        """Extends it to at least C(size) bytes; what it gains reads as zeros. It may be in use.
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
+        """Extends it to at least C(size) bytes; it may be in use. See L(Volume.grow).
 
         :raises NoSpace: the volume group has not so much free.
         :raises VolumeInvalid: it is not there.
@@ -199,7 +199,7 @@ class LvmVolume(BlockVolume):
         found = self._there()
         if found.size < size:
             self._extend(found, size)
-            if not found.pool:
+            if zeroed and not found.pool:
                 self.zero_from(found.size)
         return _size(self._there())
 

@@ -111,9 +111,9 @@ class PoolVolume:
             raise
         self._refresh()
 
-    def grow(self, size: int) -> VolumeSize:
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
         """See L(Volume.grow)."""
-        grown = self._inner.grow(size)
+        grown = self._inner.grow(size, zeroed)
         self._refresh()
         return grown
 

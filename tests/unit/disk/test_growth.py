@@ -17,6 +17,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeExists,
     VolumeInvalid,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._volume import lvm
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import DeviceVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger
@@ -44,6 +45,49 @@ def device(tmp_path):
     with DeviceVolume(made.stdout.strip(), Ledger(str(tmp_path / "ledger"))) as volume:
         yield volume
     subprocess.run(["losetup", "-d", made.stdout.strip()], check=True)
+
+
+LVS = """#!/bin/sh
+cat <<END
+{"report": [{"lv": [{"lv_name": "db", "lv_uuid": "a-b", "lv_size": "$(blockdev --getsize64 DEVICE)", "lv_tags": "",
+ "lv_layout": "linear", "lv_role": "public", "lv_active": "active", "lv_permissions": "writeable",
+ "lv_health_status": "", "pool_lv": "", "origin": "", "data_percent": "", "vg_extent_size": "4194304",
+ "vg_free": "1073741824"}]}]}
+END
+"""
+LVEXTEND = """#!/bin/sh
+old=$(blockdev --getsize64 DEVICE)
+truncate -s ${3%b} BACKING
+losetup -c DEVICE
+head -c 1048576 /dev/zero | tr '\\0' G | dd of=DEVICE bs=1M seek=$((old / 1048576)) conv=notrunc status=none
+"""
+
+
+@pytest.fixture
+def make_logical(device, tmp_path, monkeypatch):
+    """Makes objects of one thick logical volume: a loop device, as this machine may have no device mapper.
+
+    As it is extended, somebody writes a MiB of G where it ended, as QEMU does to a qcow2 as soon as there is room.
+    """
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, script in (("lvs", LVS), ("lvextend", LVEXTEND)):
+        script = script.replace("DEVICE", device.path).replace("BACKING", str(tmp_path / "backing"))
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(lvm, "_PROGRAMS", f"{programs}:{lvm._PROGRAMS}")
+
+    def make():
+        volume = lvm.LvmVolume("vg0", "db", ledger=device.ledger)
+        volume.path = device.path
+        return volume
+
+    return make
+
+
+def read(path, start, end):
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), end - start, start)
 
 
 def qemu_img(*arguments):
@@ -104,6 +148,19 @@ def test_a_qcow2_grows_within_its_device_and_not_beyond(device):
     with pytest.raises(VolumeInvalid, match="cannot be grown from its host"):
         plan_growth(device, "32MiB", "qcow2", None, None)  # with its tables it would be larger
     assert plan_growth(device, "64MiB", "qcow2", "image", None).image_size == 64 * MIB
+
+
+def test_what_a_guest_writes_to_a_qcow2_as_it_gains_room_stays(device, make_logical):
+    qemu_img("create", "-f", "qcow2", device.path, "8M")
+    volume = make_logical()
+    grow(volume, plan_growth(volume, "64MiB", "qcow2", "volume", None), None)
+    assert read(device.path, 32 * MIB, 64 * MIB) == b"G" * MIB + bytes(31 * MIB)
+
+
+def test_what_a_raw_disk_gains_is_zeros(device, make_logical):
+    volume = make_logical()
+    grow(volume, plan_growth(volume, "64MiB", "raw", None, None), None)
+    assert read(device.path, 32 * MIB, 64 * MIB) == bytes(32 * MIB)
 
 
 def test_a_qcow2_is_made_on_a_blank_device_only(device, tmp_path):
