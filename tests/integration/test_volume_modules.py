@@ -12,9 +12,12 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import types
+from concurrent import futures
 
 import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virtual_size
 
 
@@ -227,6 +230,24 @@ def test_a_qcow2_that_qemu_should_not_open_is_not_grown(play, tmp_path, offset, 
     before = path.read_bytes()
     assert play("volume_extend", f"path: {path}\nformat: qcow2\nsize: 16MiB")["error"] == error
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("module", ["volume", "volume_extend", "glance_image_import"])
+def test_a_disk_is_not_grown_while_an_import_has_it(play, web, tmp_path, module):
+    image = (web.folder / "image").write_bytes(b"image" * 1000) and hashlib.sha256(b"image" * 1000).hexdigest()
+    task = f"path: {tmp_path}/disk\nsize: 1MiB"
+    if module == "glance_image_import":
+        task += f"\nurl: {web.url}/image\nsource_format: raw\nchecksum: sha256:{image}"
+        assert play(module, task)["changed"]
+    else:
+        assert play("volume", task)["changed"]
+    with futures.ThreadPoolExecutor() as pool, FileVolume(str(tmp_path / "disk")) as disk:
+        with disk.locked(0):
+            growing = pool.submit(play, module, task.replace("1MiB", "8MiB"))
+            time.sleep(1.5)
+            assert disk.stat().size == MIB and not growing.done()
+            disk.grow(4 * MIB)
+        assert growing.result()["changed"] and disk.stat().size == 8 * MIB
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])

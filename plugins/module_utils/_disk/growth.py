@@ -30,6 +30,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._sizes import fo
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 
 SECTOR = 512
+LOCK_SECONDS = 60.0
+"""How long to wait for somebody else who imports to a volume, grows or removes it."""
+
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*FREE", re.IGNORECASE)
 
 
@@ -225,6 +228,18 @@ def _running_guest(volume: Volume, disk: Disk, guests: t.Sequence[GuestDisk]) ->
     if guest.format not in (disk.format, None):
         raise VolumeInUse(f"The guest {guest.guest} uses {volume.label} as {guest.format}, not as {disk.format}.")
     return guest
+
+
+def grow_alone(volume: Volume, size: str, asked_format: str | None, only: str | None, connection: t.Any) -> Growth:
+    """Grows to at least C(size) bytes while nobody else grows, writes or removes the volume; what was left to do.
+
+    :raises FerryError: see L(plan_growth) and L(grow).
+    """
+    with volume.locked(LOCK_SECONDS):
+        growth = plan_growth(volume, size, asked_format, only, connection)
+        if growth.changes:
+            grow(volume, growth, connection)
+        return growth
 
 
 def grow(volume: Volume, growth: Growth, connection: t.Any) -> None:

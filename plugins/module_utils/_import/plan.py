@@ -94,6 +94,10 @@ def carry_out(
     :raises FerryError: it failed; what was there before is untouched, and at most a part to go on with is left.
     """
     plan = make_plan(request, volume)
+    if plan.action in ("adopt", "grow"):
+        with volume.locked(request.lock_timeout):
+            plan = make_plan(request, volume)  # again: others may have written to it while this one waited
+            _settle(request, volume, plan)
     if plan.action in ("import", "replace"):
         resumable = request.is_copy and request.digest is not None
         with volume.staged(request.lock_timeout, request.wanted, resumable) as staged:
@@ -106,12 +110,17 @@ def carry_out(
                 provenance = dataclasses.replace(request.wanted, size=received.size)
                 staged.publish(provenance, over=plan.action == "replace")
                 return plan, received
+            _settle(request, volume, plan)
+    return plan, None
+
+
+def _settle(request: ImportRequest, volume: Volume, plan: Plan) -> None:
+    """Does what takes no transfer."""
     if plan.action == "adopt":
         volume.adopt(request.wanted)
     if plan.growth is not None:
         with connected() as connection:
             grow(volume, plan.growth, connection)
-    return plan, None
 
 
 def _has_content(request: ImportRequest, volume: Volume, size: int) -> bool:

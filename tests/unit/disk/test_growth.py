@@ -6,11 +6,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+from concurrent import futures
 from pathlib import Path
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation import Wanted, create, plan_creation
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import grow, plan_growth, wanted_bytes
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import (
+    grow,
+    grow_alone,
+    plan_growth,
+    wanted_bytes,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FormatMismatch,
     InvalidOption,
@@ -72,8 +79,8 @@ def make_logical(device, tmp_path, monkeypatch):
     programs = tmp_path / "programs"
     programs.mkdir()
     for name, script in (("lvs", LVS), ("lvextend", LVEXTEND)):
-        script = script.replace("DEVICE", device.path).replace("BACKING", str(tmp_path / "backing"))
-        (programs / name).write_text(script)
+        text = script.replace("DEVICE", device.path).replace("BACKING", str(tmp_path / "backing"))
+        (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     monkeypatch.setattr(lvm, "_PROGRAMS", f"{programs}:{lvm._PROGRAMS}")
 
@@ -155,6 +162,20 @@ def test_what_a_guest_writes_to_a_qcow2_as_it_gains_room_stays(device, make_logi
     volume = make_logical()
     grow(volume, plan_growth(volume, "64MiB", "qcow2", "volume", None), None)
     assert read(device.path, 32 * MIB, 64 * MIB) == b"G" * MIB + bytes(31 * MIB)
+
+
+def test_who_waits_for_another_to_extend_zeroes_nothing_of_what_it_gained(device, make_logical):
+    first, second = make_logical(), make_logical()
+    assert second.stat().size == 32 * MIB  # what it has seen is out of date when it has waited
+    with futures.ThreadPoolExecutor() as pool, first.locked(0):
+        waiting = pool.submit(grow_alone, second, "96MiB", "raw", None, None)
+        grow(first, plan_growth(first, "64MiB", "raw", None, None), None)
+        with open(device.path, "r+b") as guest:
+            os.pwrite(guest.fileno(), b"g" * MIB, 40 * MIB)
+        time.sleep(0.2)
+        assert not waiting.done()
+    assert waiting.result().before.size == 64 * MIB
+    assert read(device.path, 40 * MIB, 41 * MIB) == b"g" * MIB and not any(read(device.path, 64 * MIB, 96 * MIB))
 
 
 def test_what_a_raw_disk_gains_is_zeros(device, make_logical):
