@@ -8,6 +8,8 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -15,10 +17,11 @@ import threading
 import time
 import types
 from concurrent import futures
+from pathlib import Path
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
-from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virtual_size
+from conftest import HOST_PYTHON, MIB, Playbook, descendants, qemu_img, virtual_size, wait_for
 
 
 @pytest.fixture
@@ -43,6 +46,14 @@ def content(path, image_format, folder):
     raw = folder / "content.raw"
     qemu_img("convert", "-f", image_format, "-O", "raw", path, raw)
     return raw.read_bytes()
+
+
+def command_of(pid):
+    """The words of a process's command; none when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def test_a_playbook_makes_looks_at_and_grows_a_disk(tmp_path):
@@ -272,6 +283,30 @@ def test_an_import_grows_the_disk_that_holds_its_image_already(play, web, tmp_pa
     held = content(path, image_format, tmp_path)
     assert (held[MIB], held[2 * MIB], any(held[8 * MIB :])) == (7, 9, False)
     assert not carry(larger)["changed"] and not carry(task)["changed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_conversion_ends_with_its_module_and_can_be_run_again(play, web, tmp_path, monkeypatch, number):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)  # which has requests
+    raw, image = tmp_path / "raw", web.folder / "image"
+    raw.write_bytes(os.urandom(16 * MIB))
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", raw, image)
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    task = f"url: {web.url}/image\nsource_format: vmdk\nchecksum: sha256:{digest}\npath: {tmp_path}/disk\nformat: raw"
+    slow = tmp_path / "slow" / "qemu-img"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nverb=$1; shift; [ $verb = convert ] && verb="convert -r 1M"\n'
+                    f'exec {shutil.which("qemu-img")} $verb "$@"\n')  # fmt: skip
+    slow.chmod(0o755)
+    with monkeypatch.context() as slowly, futures.ThreadPoolExecutor() as pool:
+        slowly.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+        running = pool.submit(carry, task)
+        (converting,) = wait_for(lambda: [pid for pid in descendants(os.getpid()) if "convert" in command_of(pid)])
+        os.kill(int(Path(f"/proc/{converting}/stat").read_text().rpartition(")")[2].split()[1]), number)
+        with pytest.raises(AssertionError):  # it says nothing
+            running.result()
+    wait_for(lambda: not command_of(converting), timeout=2)
+    assert carry(f"{task}\nlock_timeout: 0")["changed"] and (tmp_path / "disk").read_bytes() == raw.read_bytes()
 
 
 # --- volume_info -------------------------------------------------------------------------------------------------

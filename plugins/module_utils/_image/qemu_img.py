@@ -8,6 +8,7 @@ Every run gets open files, and their formats by name: nothing is probed, and no 
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -36,6 +37,7 @@ _ARENAS = "2"  # mallopt(3): else each of up to 64 threads of a busy qemu-img ma
 _CPU_SECONDS = 120
 _LONG_CHECK_SECONDS = 600  # of a disk of this host's own, which may have been written to for years
 _CONVERT_CPU_SECONDS = 24 * 3600  # a disk of 8 TiB, compressed, may take that long
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _CHECK_CANNOT = 63  # qemu-img(1): checks are not supported by the image format
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _WRITING = ("error while writing", "Could not resize", "Could not create", "Read-only file system")
@@ -262,7 +264,7 @@ def _run(
         subprocess.Popen(  # pylint: disable=ansible-bad-function
             command,
             pass_fds=fds,
-            preexec_fn=lambda: _limit(seconds, memory),  # noqa: PLW1509 (it only sets limits)
+            preexec_fn=_limiter(seconds, memory),  # noqa: PLW1509 (it only sets limits)
             env={**os.environ, "LC_ALL": "C", "MALLOC_ARENA_MAX": _ARENAS},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -307,6 +309,15 @@ def _error(verb: str, code: int, lines: list[str], seconds: int, memory: int) ->
     return DamagedImage(f"qemu-img {verb} finds the image damaged ({reason.split(': ')[-1]}).")
 
 
-def _limit(seconds: int, memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+def _limiter(seconds: int, memory: int) -> t.Callable[[], None]:
+    """Limits the process that calls it, and has it end with this one, however this one ends."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def limit() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # which has ended already
+            os.kill(os.getpid(), signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+
+    return limit
