@@ -129,6 +129,8 @@ def test_a_qcow2_fits_on_a_device_as_it_is_and_anew(import_image, images, device
     assert large["error"] == "no_space" and same_content(device, "qcow2", images["disk-raw"])
     assert import_image(f"{task}\nsize: 200MiB\nheadroom: 1MiB")["changed"]
     assert info(device, "qcow2")["virtual-size"] == 200 * MIB
+    grown = import_image(f"cloud: demo\nimage: disk-qcow2\ndevice: {device}\nsize: 300MiB\nheadroom: 1MiB")
+    assert grown["msg"].startswith("Grown") and info(device, "qcow2")["virtual-size"] == 300 * MIB
 
 
 def test_a_compressed_image_is_expanded_on_its_way(import_image, images, tmp_path):

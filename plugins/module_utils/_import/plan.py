@@ -81,7 +81,7 @@ def _plan_held(request: ImportRequest, volume: Volume, held: Provenance) -> Plan
     if disk is None or disk.virtual_size is None or disk.virtual_size >= request.min_size:
         return unchanged
     with connected() as connection:
-        growth = plan_growth(volume, str(request.min_size), None, None, connection)
+        growth = plan_growth(volume, str(request.min_size), None, None, connection, request.headroom)
     return Plan("grow", growth.reason, held, growth) if growth.changes else unchanged
 
 

@@ -11,6 +11,7 @@ from concurrent import futures
 from pathlib import Path
 
 import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._disk import growth as growth_module
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation import Wanted, create, plan_creation
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import (
     grow,
@@ -24,6 +25,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeExists,
     VolumeInvalid,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import GuestDisk
 from ansible_collections.imageferry.glance.plugins.module_utils._volume import lvm
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import DeviceVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
@@ -182,6 +184,20 @@ def test_what_a_raw_disk_gains_is_zeros(device, make_logical):
     volume = make_logical()
     grow(volume, plan_growth(volume, "64MiB", "raw", None, None), None)
     assert read(device.path, 32 * MIB, 64 * MIB) == bytes(32 * MIB)
+
+
+def test_a_qcow2_needs_no_more_than_its_headroom(device, make_logical, monkeypatch):
+    qemu_img("create", "-f", "qcow2", device.path, "8M")
+    growth = plan_growth(device, "64MiB", "qcow2", None, None, headroom="1MiB")
+    assert (growth.volume_size, growth.image_size) == (None, 64 * MIB)
+    growth = plan_growth(make_logical(), "64MiB", "qcow2", None, None, headroom="75%")
+    assert growth.volume_size == 52 * MIB  # 48, its tables, whole extents
+    with pytest.raises(InvalidOption, match="headroom"):
+        plan_growth(device, "64MiB", "qcow2", None, None, headroom="much")
+    guest = GuestDisk("web", True, "vda", "qcow2", read_only=False, backing=False)
+    monkeypatch.setattr(growth_module, "find_guests", lambda *_arguments: [guest])
+    growth = plan_growth(make_logical(), "64MiB", "qcow2", None, None, headroom="1MiB")
+    assert growth.volume_size == 36 * MIB  # who knows how much of the 32 its guest has taken
 
 
 def test_a_qcow2_is_made_on_a_blank_device_only(device, tmp_path):
