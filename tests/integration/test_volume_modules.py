@@ -318,6 +318,28 @@ def test_what_is_not_there_is_no_error(play, tmp_path):
     assert play("volume_info", f"path: {tmp_path}")["error"] == "volume_invalid"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+def test_a_read_only_device_is_looked_at_and_not_changed(play, web, tmp_path):
+    (tmp_path / "backing").write_bytes(b"x" * MIB)
+    (web.folder / "image").write_bytes(b"y" * MIB)
+    attached = subprocess.run(["losetup", "--read-only", "--find", "--show", tmp_path / "backing"],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+    if attached.returncode:
+        pytest.skip(f"no loop device: {attached.stderr}")
+    device = attached.stdout.strip()
+    try:
+        info = play("volume_info", f"device: {device}")
+        assert not info["failed"] and (info["volume"]["size"], info["volume"]["in_use"]) == (MIB, None)
+        image = f"url: {web.url}/image\nsource_format: raw\nallow_unverified: true\noverwrite: always"
+        changes = {"volume": "state: absent\nwipe: true", "volume_extend": "size: 2MiB", "glance_image_import": image}
+        for module, change in changes.items():
+            for check in (True, False):
+                refused = play(module, f"device: {device}\n{change}", check=check)
+                assert refused["error"] == "volume_invalid" and f"{device} is read-only" in refused["msg"]
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
 def test_sizes_holes_and_users_are_told(play, tmp_path):
     path = tmp_path / "disk"
     with open(path, "wb") as file:

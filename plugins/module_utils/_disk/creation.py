@@ -126,6 +126,7 @@ def _is_free(volume: Volume, disk: Disk, wanted: Wanted) -> bool:
         return False
     if not volume.is_blank():
         return False
+    volume.check_writable()
     volume.check_not_in_use()
     return True
 
@@ -257,6 +258,7 @@ def plan_removal(volume: Volume) -> Change:
     absent = {"state": "absent"}
     if volume.stat() is None:
         return Change("unchanged", f"{volume.label} does not exist", absent, absent)
+    volume.check_writable()
     volume.check_not_in_use()
     check_no_clones(volume.label, volume.clones())
     return Change("remove", f"{volume.label} existed", {"state": "present"}, absent)

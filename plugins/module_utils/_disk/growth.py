@@ -98,6 +98,7 @@ def plan_growth(
         growth = _grow_qcow2(volume, disk, header, wanted, only, room)
     if not growth.changes:
         return growth
+    volume.check_writable()
     _check_free(volume, growth, disk.size.size)
     return growth._replace(guest=_running_guest(volume, disk, guests))
 

@@ -49,6 +49,7 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
         return Plan("import", f"{volume.label} did not exist")
     held = volume.provenance()
     if volume.is_unfinished() or (held is None and volume.is_blank()):
+        volume.check_writable()
         volume.check_not_in_use()
         why = "an import to it had not been completed" if volume.is_unfinished() else "nothing but zeros was on it"
         return Plan("import", f"{volume.label} was there, and {why}")
@@ -61,6 +62,7 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     is_image = held is not None and held.is_image
     if request.overwrite == "never" or (request.overwrite == "imported" and not is_image):
         raise VolumeExists(f"{volume.label} exists and holds {holds}.")
+    volume.check_writable()
     volume.check_not_in_use()
     return Plan("replace", f"{volume.label} held {holds}", held)
 

@@ -117,6 +117,9 @@ class FileVolume:
         """Never: a file that somebody made is something, whatever it holds."""
         return False
 
+    def check_writable(self) -> None:
+        """Nothing: a file is replaced by another, or grown, by whoever may."""
+
     @contextlib.contextmanager
     def open(self) -> t.Iterator[int]:
         """The file that is there, open for reading."""

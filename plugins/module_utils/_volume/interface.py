@@ -115,6 +115,11 @@ class Volume(t.Protocol):
     def adopt(self, provenance: Provenance) -> None:
         """Records that what is there holds an image."""
 
+    def check_writable(self) -> None:
+        """
+        :raises VolumeInvalid: it is there to be read only.
+        """
+
     def check_not_in_use(self) -> None:
         """
         :raises VolumeInUse: somebody has it open, or stacked something on it.

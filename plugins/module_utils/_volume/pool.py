@@ -87,6 +87,10 @@ class PoolVolume:
         """See L(Volume.adopt)."""
         self._inner.adopt(provenance)
 
+    def check_writable(self) -> None:
+        """See L(Volume.check_writable)."""
+        self._inner.check_writable()
+
     def check_not_in_use(self) -> None:
         """See L(Volume.check_not_in_use)."""
         self._inner.check_not_in_use()
