@@ -299,9 +299,9 @@ def libraries(tmp_path_factory):
 @pytest.fixture
 def play(libraries, tmp_path):
     """Runs a module as a host does, without a playbook around it."""
-    environment = {**os.environ, "PYTHONPATH": str(libraries), "HOME": str(tmp_path)}
 
     def play(module, task, check=False, python=HOST_PYTHON):
+        environment = {**os.environ, "PYTHONPATH": str(libraries), "HOME": str(tmp_path)}
         arguments = {**yaml.safe_load(task), "_ansible_check_mode": check, "_ansible_remote_tmp": str(tmp_path)}
         run = subprocess.run(
             [python, "-m", f"ansible_collections.imageferry.glance.plugins.modules.{module}"],

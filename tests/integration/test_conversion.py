@@ -38,6 +38,19 @@ def foreign(cloud, images, tmp_path_factory):
     for name, driver in (("vmdk", "vmdk"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("vdi", "vdi")):
         qemu_img("convert", "-f", "raw", "-O", driver, images["disk-raw"], folder / name)
         upload(cloud, f"disk-{name}", folder / name, name)
+    say_larger(folder / "vhd", 8 * MIB)
+    upload(cloud, "disk-vhd-of-two-sizes", folder / "vhd", "vhd")
+
+
+def say_larger(vhd, by):
+    """Has the footers say a larger size than the geometry, which is what QEMU goes by; as Virtual PC may do."""
+    with open(vhd, "r+b") as file:
+        for at in (0, os.path.getsize(vhd) - 512):
+            footer = bytearray(os.pread(file.fileno(), 512, at))
+            footer[48:56] = (int.from_bytes(footer[48:56], "big") + by).to_bytes(8, "big")
+            footer[64:68] = bytes(4)
+            footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+            os.pwrite(file.fileno(), footer, at)
 
 
 @pytest.fixture
@@ -94,7 +107,9 @@ def test_a_converted_qcow2_has_storage_when_asked_for(import_image, images, tmp_
     assert same_content(tmp_path / "volume", "qcow2", images["disk-raw"])
 
 
-@pytest.mark.parametrize("image", ["disk-raw", "disk-qcow2", "disk-vmdk"])
+@pytest.mark.parametrize(
+    "image", ["disk-raw", "disk-qcow2", "disk-vmdk", "disk-vmdk\nsize: 72MiB", "disk-vhd-of-two-sizes"]
+)
 def test_nothing_old_is_left_on_a_device(import_image, foreign, images, device, image):
     task = f"cloud: demo\nimage: {image}\ndevice: {device}\nformat: raw"
     refused = import_image(task)
@@ -114,6 +129,8 @@ def test_a_qcow2_fits_on_a_device_as_it_is_and_anew(import_image, images, device
     assert large["error"] == "no_space" and same_content(device, "qcow2", images["disk-raw"])
     assert import_image(f"{task}\nsize: 200MiB\nheadroom: 1MiB")["changed"]
     assert info(device, "qcow2")["virtual-size"] == 200 * MIB
+    grown = import_image(f"cloud: demo\nimage: disk-qcow2\ndevice: {device}\nsize: 300MiB\nheadroom: 1MiB")
+    assert grown["msg"].startswith("Grown") and info(device, "qcow2")["virtual-size"] == 300 * MIB
 
 
 def test_a_compressed_image_is_expanded_on_its_way(import_image, images, tmp_path):

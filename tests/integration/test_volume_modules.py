@@ -8,14 +8,20 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 import types
+from concurrent import futures
+from pathlib import Path
 
 import pytest
-from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virtual_size
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
+from conftest import HOST_PYTHON, MIB, Playbook, descendants, qemu_img, virtual_size, wait_for
 
 
 @pytest.fixture
@@ -40,6 +46,14 @@ def content(path, image_format, folder):
     raw = folder / "content.raw"
     qemu_img("convert", "-f", image_format, "-O", "raw", path, raw)
     return raw.read_bytes()
+
+
+def command_of(pid):
+    """The words of a process's command; none when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def test_a_playbook_makes_looks_at_and_grows_a_disk(tmp_path):
@@ -229,6 +243,24 @@ def test_a_qcow2_that_qemu_should_not_open_is_not_grown(play, tmp_path, offset, 
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("module", ["volume", "volume_extend", "glance_image_import"])
+def test_a_disk_is_not_grown_while_an_import_has_it(play, web, tmp_path, module):
+    image = (web.folder / "image").write_bytes(b"image" * 1000) and hashlib.sha256(b"image" * 1000).hexdigest()
+    task = f"path: {tmp_path}/disk\nsize: 1MiB"
+    if module == "glance_image_import":
+        task += f"\nurl: {web.url}/image\nsource_format: raw\nchecksum: sha256:{image}"
+        assert play(module, task)["changed"]
+    else:
+        assert play("volume", task)["changed"]
+    with futures.ThreadPoolExecutor() as pool, FileVolume(str(tmp_path / "disk")) as disk:
+        with disk.locked(0):
+            growing = pool.submit(play, module, task.replace("1MiB", "8MiB"))
+            time.sleep(1.5)
+            assert disk.stat().size == MIB and not growing.done()
+            disk.grow(4 * MIB)
+        assert growing.result()["changed"] and disk.stat().size == 8 * MIB
+
+
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_an_import_grows_the_disk_that_holds_its_image_already(play, web, tmp_path, image_format):
     carry = functools.partial(play, "glance_image_import", python=sys.executable)  # which has requests
@@ -253,6 +285,30 @@ def test_an_import_grows_the_disk_that_holds_its_image_already(play, web, tmp_pa
     assert not carry(larger)["changed"] and not carry(task)["changed"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_conversion_ends_with_its_module_and_can_be_run_again(play, web, tmp_path, monkeypatch, number):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)  # which has requests
+    raw, image = tmp_path / "raw", web.folder / "image"
+    raw.write_bytes(os.urandom(16 * MIB))
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", raw, image)
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    task = f"url: {web.url}/image\nsource_format: vmdk\nchecksum: sha256:{digest}\npath: {tmp_path}/disk\nformat: raw"
+    slow = tmp_path / "slow" / "qemu-img"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nverb=$1; shift; [ $verb = convert ] && verb="convert -r 1M"\n'
+                    f'exec {shutil.which("qemu-img")} $verb "$@"\n')  # fmt: skip
+    slow.chmod(0o755)
+    with monkeypatch.context() as slowly, futures.ThreadPoolExecutor() as pool:
+        slowly.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+        running = pool.submit(carry, task)
+        (converting,) = wait_for(lambda: [pid for pid in descendants(os.getpid()) if "convert" in command_of(pid)])
+        os.kill(int(Path(f"/proc/{converting}/stat").read_text().rpartition(")")[2].split()[1]), number)
+        with pytest.raises(AssertionError):  # it says nothing
+            running.result()
+    wait_for(lambda: not command_of(converting), timeout=2)
+    assert carry(f"{task}\nlock_timeout: 0")["changed"] and (tmp_path / "disk").read_bytes() == raw.read_bytes()
+
+
 # --- volume_info -------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +316,28 @@ def test_what_is_not_there_is_no_error(play, tmp_path):
     info = play("volume_info", f"path: {tmp_path}/disk")
     assert not info["failed"] and not info["changed"] and info["volume"]["exists"] is False
     assert play("volume_info", f"path: {tmp_path}")["error"] == "volume_invalid"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+def test_a_read_only_device_is_looked_at_and_not_changed(play, web, tmp_path):
+    (tmp_path / "backing").write_bytes(b"x" * MIB)
+    (web.folder / "image").write_bytes(b"y" * MIB)
+    attached = subprocess.run(["losetup", "--read-only", "--find", "--show", tmp_path / "backing"],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+    if attached.returncode:
+        pytest.skip(f"no loop device: {attached.stderr}")
+    device = attached.stdout.strip()
+    try:
+        info = play("volume_info", f"device: {device}")
+        assert not info["failed"] and (info["volume"]["size"], info["volume"]["in_use"]) == (MIB, None)
+        image = f"url: {web.url}/image\nsource_format: raw\nallow_unverified: true\noverwrite: always"
+        changes = {"volume": "state: absent\nwipe: true", "volume_extend": "size: 2MiB", "glance_image_import": image}
+        for module, change in changes.items():
+            for check in (True, False):
+                refused = play(module, f"device: {device}\n{change}", check=check)
+                assert refused["error"] == "volume_invalid" and f"{device} is read-only" in refused["msg"]
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def test_sizes_holes_and_users_are_told(play, tmp_path):

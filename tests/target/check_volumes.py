@@ -162,8 +162,17 @@ def refused(vg: str) -> None:
             run("umount", folder)
     run("lvcreate", "-y", "-s", "-L", "16m", "-n", "snap", f"{vg}/origin")
     for lv in ("origin", "snap"):
-        assert "snapshot" in fails(VolumeInvalid, LvmVolume(vg, lv, ledger=LEDGER).stat)
+        with LvmVolume(vg, lv, ledger=LEDGER) as volume:
+            assert volume.stat() and "snapshot" in fails(VolumeInvalid, carry, volume, b"x")
+            volume.check_not_in_use()  # which is for those who only read, too
     run("lvremove", "-y", f"{vg}/origin")
+    run("lvcreate", "-y", "-L", "16m", "-n", "fixed", vg)
+    run("lvchange", "--permission", "r", f"{vg}/fixed")
+    with LvmVolume(vg, "fixed", ledger=LEDGER) as volume:
+        volume.check_not_in_use()
+        for change in (volume.grow, volume.remove):
+            assert "read-only" in fails(VolumeInvalid, change, 32 * MIB)
+    run("lvremove", "-y", f"{vg}/fixed")
     run("lvcreate", "-y", "-T", "-L", "64m", f"{vg}/pool")
     assert "pool" in fails(VolumeInvalid, LvmVolume(vg, "pool", ledger=LEDGER).stat)
     fails(VolumeInvalid, lambda: open_volume({"device": f"/dev/mapper/{vg}-pool_tmeta"}).__enter__())

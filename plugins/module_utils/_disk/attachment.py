@@ -125,6 +125,7 @@ class GuestDisks:
         if image_format not in ("raw", "qcow2"):
             raise UnsupportedFormat(f"{volume.label} is {disk.format}.", "Convert it to raw or qcow2.")
         if not wish.read_only:
+            volume.check_writable()
             volume.check_not_in_use()
         bus = wish.bus or "virtio"
         taken = {drive.target for drives in self._planes.values() for drive in drives}

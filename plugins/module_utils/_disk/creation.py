@@ -10,9 +10,10 @@ import os
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import (
+    LOCK_SECONDS,
     SECTOR,
     Growth,
-    grow,
+    grow_alone,
     plan_growth,
     volume_unit,
 )
@@ -40,8 +41,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage 
 
 BLANK = "blank"
 """The source of a disk that came from nowhere."""
-
-_WAIT = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +126,7 @@ def _is_free(volume: Volume, disk: Disk, wanted: Wanted) -> bool:
         return False
     if not volume.is_blank():
         return False
+    volume.check_writable()
     volume.check_not_in_use()
     return True
 
@@ -208,22 +208,21 @@ def create(volume: Volume, wanted: Wanted, base: Base | None) -> None:
     if base is None:
         _make(volume, wanted, None)
         return
-    with base.volume.locked(_WAIT):
+    with base.volume.locked(LOCK_SECONDS):
         if read_base(base.volume, base.format) != base:
             raise VolumeInUse(f"{base.volume.label} was changed while it was to be cloned.", "Run the task again.")
         if isinstance(volume, LvmVolume) and isinstance(base.volume, LvmVolume):
-            volume.clone(base.volume, _origin(wanted, base, 0), _WAIT)
+            volume.clone(base.volume, _origin(wanted, base, 0), LOCK_SECONDS)
         else:
             _make(volume, wanted, base)
     if volume.is_block and wanted.size is not None:
-        growth = plan_growth(volume, str(wanted.size), wanted.format, None, None)
-        grow(volume, growth, None)
+        grow_alone(volume, str(wanted.size), wanted.format, None, None)
 
 
 def _make(volume: Volume, wanted: Wanted, base: Base | None) -> None:
     size = _virtual_size(volume, wanted, base)
     origin = _origin(wanted, base, size)
-    with volume.staged(_WAIT, origin, False) as staged, storage_errors(f"write {volume.label}"):
+    with volume.staged(LOCK_SECONDS, origin, False) as staged, storage_errors(f"write {volume.label}"):
         if wanted.format == "raw":
             staged.reserve(size)
             staged.sink.finish(size)
@@ -259,6 +258,7 @@ def plan_removal(volume: Volume) -> Change:
     absent = {"state": "absent"}
     if volume.stat() is None:
         return Change("unchanged", f"{volume.label} does not exist", absent, absent)
+    volume.check_writable()
     volume.check_not_in_use()
     check_no_clones(volume.label, volume.clones())
     return Change("remove", f"{volume.label} existed", {"state": "present"}, absent)

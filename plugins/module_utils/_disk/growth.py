@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import FULL, size_on_block
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FerryError,
@@ -30,6 +32,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._sizes import fo
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 
 SECTOR = 512
+LOCK_SECONDS = 60.0
+"""How long to wait for somebody else who imports to a volume, grows or removes it."""
+
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*FREE", re.IGNORECASE)
 
 
@@ -65,10 +70,13 @@ class Growth(t.NamedTuple):
         return self.volume_size is not None or self.image_size is not None
 
 
-def plan_growth(volume: Volume, size: str, asked_format: str | None, only: str | None, connection: t.Any) -> Growth:
+def plan_growth(
+    volume: Volume, size: str, asked_format: str | None, only: str | None, connection: t.Any, headroom: str = FULL
+) -> Growth:
     """Decides what growing to at least C(size) has to do; checks all of it, and changes nothing.
 
     :param only: C(volume) or C(image) where the other is to stay as it is.
+    :param headroom: the room that a qcow2 on a block device is to have, see L(size_on_block).
     :raises VolumeNotFound: there is nothing to grow.
     :raises VolumeInUse: somebody uses it that cannot be told.
     :raises InvalidOption, UnsupportedFormat, UnsafeImage: see L(check_can_change).
@@ -86,9 +94,11 @@ def plan_growth(volume: Volume, size: str, asked_format: str | None, only: str |
     if header is None:
         growth = _grow_raw(volume, disk, wanted, seen_size(connection, guests) or disk.size.size)
     else:
-        growth = _grow_qcow2(volume, disk, header, wanted, only)
+        room = functools.partial(_room, volume, disk, header, headroom, any(guest.running for guest in guests))
+        growth = _grow_qcow2(volume, disk, header, wanted, only, room)
     if not growth.changes:
         return growth
+    volume.check_writable()
     _check_free(volume, growth, disk.size.size)
     return growth._replace(guest=_running_guest(volume, disk, guests))
 
@@ -132,7 +142,12 @@ def _grow_raw(volume: Volume, disk: Disk, wanted: int, seen: int) -> Growth:
     return Growth(before, Sizes(target, target), reason, target if target > now else None, target)
 
 
-def _grow_qcow2(volume: Volume, disk: Disk, header: Qcow2Header, wanted: int, only: str | None) -> Growth:
+def _grow_qcow2(
+    volume: Volume, disk: Disk, header: Qcow2Header, wanted: int, only: str | None, room: t.Callable[[int], int]
+) -> Growth:
+    """
+    :param room: the bytes of a block device that the image needs for a disk of so many.
+    """
     if only == "volume" and not volume.is_block:
         raise InvalidOption("A qcow2 in a file has no volume that could be grown without it.", "Leave out 'only'.")
     fixed = disk.size.size if volume.is_block else None
@@ -146,13 +161,23 @@ def _grow_qcow2(volume: Volume, disk: Disk, header: Qcow2Header, wanted: int, on
         image = round_up(wanted, SECTOR)
     if fixed is not None and only != "image":
         virtual = max(wanted, header.virtual_size)
-        needed = wanted if only == "volume" else _most_bytes(virtual, header)
+        needed = wanted if only == "volume" else room(virtual)
         volume_size = round_up(needed, volume_unit(volume)) if needed > fixed else None
     if image is None and volume_size is None:
         return _nothing(volume, before, wanted)
     after = Sizes(volume_size or fixed, image or header.virtual_size)
     changed = (header.virtual_size, image) if image else (fixed or 0, volume_size or 0)
     return Growth(before, after, _reason(volume, *changed), volume_size, image)
+
+
+def _room(volume: Volume, disk: Disk, header: Qcow2Header, headroom: str, is_running: bool, virtual_size: int) -> int:
+    """The bytes of a block device that the image needs for a disk of C(virtual_size) bytes."""
+    used, most = disk.size.size, _most_bytes(virtual_size, header)
+    if headroom != FULL and most > used and not is_running:  # only the guest's QEMU knows how much it has taken
+        volume.check_not_in_use()
+        with volume.open() as fd:
+            used = qemu_img.check(fd, "qcow2") or used
+    return size_on_block(headroom, used, most, virtual_size)
 
 
 def _most_bytes(size: int, header: Qcow2Header) -> int:
@@ -227,20 +252,33 @@ def _running_guest(volume: Volume, disk: Disk, guests: t.Sequence[GuestDisk]) ->
     return guest
 
 
+def grow_alone(volume: Volume, size: str, asked_format: str | None, only: str | None, connection: t.Any) -> Growth:
+    """Grows to at least C(size) bytes while nobody else grows, writes or removes the volume; what was left to do.
+
+    :raises FerryError: see L(plan_growth) and L(grow).
+    """
+    with volume.locked(LOCK_SECONDS):
+        growth = plan_growth(volume, size, asked_format, only, connection)
+        if growth.changes:
+            grow(volume, growth, connection)
+        return growth
+
+
 def grow(volume: Volume, growth: Growth, connection: t.Any) -> None:
     """Does what L(plan_growth) decided.
 
     :raises FerryError: it failed; the message says what had been done by then.
     """
     extends = growth.volume_size is not None and (volume.is_block or growth.guest is None)  # QEMU extends its files
+    is_raw = growth.image_size == growth.volume_size  # of a raw disk they are one
     if extends and growth.volume_size is not None:
-        volume.grow(growth.volume_size)
+        volume.grow(growth.volume_size, zeroed=is_raw)  # a qcow2 never shows what it has not written
     if growth.image_size is None:
         return
     try:
         if growth.guest is not None:
             grow_live(connection, growth.guest, growth.image_size)
-        elif growth.image_size != growth.volume_size:  # of a raw disk they are one
+        elif not is_raw:
             with volume.open() as fd:
                 qemu_img.resize(fd, "qcow2", growth.image_size)
     except FerryError as err:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, ImageFerry contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is to be done once qemu-img has written a qcow2 to a volume."""
+"""A qcow2 on a volume: the room that it gets on a block device, and what is left once qemu-img has written it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ import os
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_share
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
+
+FULL = "full"
+
+
+def size_on_block(headroom: str, used: int, fully_allocated: int, virtual_size: int) -> int:
+    """The bytes that a qcow2 gets on a block device.
+
+    :param headroom: what it can grow by: bytes, a share of its virtual size, or V(full) for all that it ever can.
+    :param used: the bytes that it has now.
+    :param fully_allocated: the bytes that it has once all of its disk was written to.
+    :raises InvalidOption: C(headroom) is neither V(full) nor a size nor a percentage.
+    """
+    most = max(used, fully_allocated)
+    return most if headroom == FULL else min(most, used + parse_share(headroom, virtual_size, "headroom"))
 
 
 def complete_qcow2(volume: Volume, staged: Staged) -> None:

@@ -20,7 +20,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation i
     plan_removal,
     read_base,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import grow, plan_growth
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import (
+    LOCK_SECONDS,
+    grow,
+    grow_alone,
+    plan_growth,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.inventory import held_volumes
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, HasClones, VolumeInUse
@@ -112,7 +117,7 @@ def extend_task(module: AnsibleModule) -> dict[str, t.Any]:
     with open_volume(params) as volume, connected() as connection:
         growth = plan_growth(volume, params["size"], params["format"], params["only"], connection)
         if growth.changes and not module.check_mode:
-            grow(volume, growth, connection)
+            growth = grow_alone(volume, params["size"], params["format"], params["only"], connection)
         before, after = growth.before.to_dict(), growth.after.to_dict()
         told = f"; the running guest {growth.guest.guest} sees it" if growth.guest else ""
         verb = ("Would extend" if module.check_mode else "Extended") if growth.changes else "Nothing to do"
@@ -165,10 +170,13 @@ def _ensure(module: AnsibleModule, volume: Volume, base: Base | None, connection
     )
     check_options(wanted, base)
     change = plan_creation(volume, wanted, base, connection)
+    if change.growth is not None and not module.check_mode:
+        with volume.locked(LOCK_SECONDS):
+            change = plan_creation(volume, wanted, base, connection)  # again: somebody may have grown it meanwhile
+            if change.growth is not None:
+                grow(volume, change.growth, connection)
     if change.action == "create" and not module.check_mode:
         create(volume, wanted, base)
-    elif change.growth is not None and not module.check_mode:
-        grow(volume, change.growth, connection)
     return change
 
 

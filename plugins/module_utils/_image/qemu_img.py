@@ -8,6 +8,7 @@ Every run gets open files, and their formats by name: nothing is probed, and no 
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -36,6 +37,7 @@ _ARENAS = "2"  # mallopt(3): else each of up to 64 threads of a busy qemu-img ma
 _CPU_SECONDS = 120
 _LONG_CHECK_SECONDS = 600  # of a disk of this host's own, which may have been written to for years
 _CONVERT_CPU_SECONDS = 24 * 3600  # a disk of 8 TiB, compressed, may take that long
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _CHECK_CANNOT = 63  # qemu-img(1): checks are not supported by the image format
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _WRITING = ("error while writing", "Could not resize", "Could not create", "Read-only file system")
@@ -180,17 +182,19 @@ def convert(
     on_progress: t.Callable[[float], None] | None = None,
     target_is_zero: bool = False,
     size: int = 0,
-) -> None:
+) -> int:
     """Converts an image into the open file or block device C(target_fd), durably.
 
     :param on_progress: is told the part that is done, from 0 to 1; what it raises ends the conversion.
     :param target_is_zero: whether a raw block device reads as zeros before; a file is emptied first.
     :param size: of the new disk in bytes, when it is to be larger than the source's.
+    :returns: the size of the source's disk as QEMU sees it: what is behind it on a block device stays as it was.
     :raises DamagedImage, UnsafeImage: the source cannot be read, or takes more than a sound one does.
     :raises NoSpace, StorageError: the target cannot be written.
     """
     on_block = _is_block(target_fd)
-    create(target_fd, target_format, max(size, info(source_fd, source_format)["virtual-size"]), options)
+    virtual_size = int(info(source_fd, source_format)["virtual-size"])
+    create(target_fd, target_format, max(size, virtual_size), options)
     if target_format == "raw":
         blank = target_is_zero or not on_block
     else:  # what a device held before shows through clusters that are allocated and never written
@@ -209,6 +213,7 @@ def convert(
         on_progress=on_progress,
     )
     os.fsync(target_fd)
+    return virtual_size
 
 
 def _measure(target_format: str, options: Qcow2Options, *source: str, fds: tuple[int, ...] = ()) -> Measured:
@@ -259,7 +264,7 @@ def _run(
         subprocess.Popen(  # pylint: disable=ansible-bad-function
             command,
             pass_fds=fds,
-            preexec_fn=lambda: _limit(seconds, memory),  # noqa: PLW1509 (it only sets limits)
+            preexec_fn=_limiter(seconds, memory),  # noqa: PLW1509 (it only sets limits)
             env={**os.environ, "LC_ALL": "C", "MALLOC_ARENA_MAX": _ARENAS},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -304,6 +309,15 @@ def _error(verb: str, code: int, lines: list[str], seconds: int, memory: int) ->
     return DamagedImage(f"qemu-img {verb} finds the image damaged ({reason.split(': ')[-1]}).")
 
 
-def _limit(seconds: int, memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+def _limiter(seconds: int, memory: int) -> t.Callable[[], None]:
+    """Limits the process that calls it, and has it end with this one, however this one ends."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def limit() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # which has ended already
+            os.kill(os.getpid(), signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+
+    return limit

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import complete_qcow2
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import complete_qcow2, size_on_block
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     DamagedImage,
     Unverifiable,
@@ -177,7 +177,7 @@ class _Verbatim(_Method):
         virtual_size = max(header.virtual_size, self.request.min_size)
         options = qemu_img.Qcow2Options(cluster_size=1 << header.cluster_bits)
         most = qemu_img.measure_blank(virtual_size, "qcow2", options).fully_allocated
-        return self.request.size_of_qcow2(most if size is None else size, most, virtual_size)
+        return size_on_block(self.request.headroom, most if size is None else size, most, virtual_size)
 
 
 class _Decode(_Method):
@@ -229,12 +229,12 @@ class _Convert(_Method):
         options = dataclasses.replace(request.qcow2 or qemu_img.Qcow2Options(), preallocation=request.preallocation)
         size = max(self.facts.virtual_size or 0, request.min_size)
         self._reserve(source, size, options)
-        qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)
+        end = qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)
         if target_format == "qcow2":
             complete_qcow2(self.volume, staged)
         else:
-            staged.sink.wrote(size)
-            staged.sink.finish(size)
+            staged.sink.wrote(end)
+            staged.sink.finish(max(size, end))
 
     def _tell(self, part: float) -> None:
         self.watcher.convert(100 * part)
@@ -247,7 +247,7 @@ class _Convert(_Method):
         required = qemu_img.measure(source, request.source_format, "qcow2", options).required
         if self.volume.is_block:
             most = qemu_img.measure_blank(size, "qcow2", options).fully_allocated
-            required = request.size_of_qcow2(required, most, size)
+            required = size_on_block(request.headroom, required, most, size)
         self.staged.reserve(required, required)
 
 

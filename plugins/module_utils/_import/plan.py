@@ -49,6 +49,7 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
         return Plan("import", f"{volume.label} did not exist")
     held = volume.provenance()
     if volume.is_unfinished() or (held is None and volume.is_blank()):
+        volume.check_writable()
         volume.check_not_in_use()
         why = "an import to it had not been completed" if volume.is_unfinished() else "nothing but zeros was on it"
         return Plan("import", f"{volume.label} was there, and {why}")
@@ -61,6 +62,7 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     is_image = held is not None and held.is_image
     if request.overwrite == "never" or (request.overwrite == "imported" and not is_image):
         raise VolumeExists(f"{volume.label} exists and holds {holds}.")
+    volume.check_writable()
     volume.check_not_in_use()
     return Plan("replace", f"{volume.label} held {holds}", held)
 
@@ -81,7 +83,7 @@ def _plan_held(request: ImportRequest, volume: Volume, held: Provenance) -> Plan
     if disk is None or disk.virtual_size is None or disk.virtual_size >= request.min_size:
         return unchanged
     with connected() as connection:
-        growth = plan_growth(volume, str(request.min_size), None, None, connection)
+        growth = plan_growth(volume, str(request.min_size), None, None, connection, request.headroom)
     return Plan("grow", growth.reason, held, growth) if growth.changes else unchanged
 
 
@@ -94,6 +96,10 @@ def carry_out(
     :raises FerryError: it failed; what was there before is untouched, and at most a part to go on with is left.
     """
     plan = make_plan(request, volume)
+    if plan.action in ("adopt", "grow"):
+        with volume.locked(request.lock_timeout):
+            plan = make_plan(request, volume)  # again: others may have written to it while this one waited
+            _settle(request, volume, plan)
     if plan.action in ("import", "replace"):
         resumable = request.is_copy and request.digest is not None
         with volume.staged(request.lock_timeout, request.wanted, resumable) as staged:
@@ -106,12 +112,17 @@ def carry_out(
                 provenance = dataclasses.replace(request.wanted, size=received.size)
                 staged.publish(provenance, over=plan.action == "replace")
                 return plan, received
+            _settle(request, volume, plan)
+    return plan, None
+
+
+def _settle(request: ImportRequest, volume: Volume, plan: Plan) -> None:
+    """Does what takes no transfer."""
     if plan.action == "adopt":
         volume.adopt(dataclasses.replace(request.wanted, adopted=True))
     if plan.growth is not None:
         with connected() as connection:
             grow(volume, plan.growth, connection)
-    return plan, None
 
 
 def _has_content(request: ImportRequest, volume: Volume, size: int) -> bool:

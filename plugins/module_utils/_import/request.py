@@ -8,11 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_share
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
-
-FULL = "full"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +62,3 @@ class ImportRequest:
     def is_copy(self) -> bool:
         """Whether the volume's bytes will be those that the hash is of, so that they can be told by it."""
         return self.method == "verbatim" and self.decompress == "none"
-
-    def size_of_qcow2(self, used: int, fully_allocated: int, virtual_size: int) -> int:
-        """The bytes that a qcow2 gets on a block device.
-
-        :param used: the bytes that it has now.
-        :param fully_allocated: the bytes that it has once all of its disk was written to.
-        :raises InvalidOption: L(headroom) is neither V(full) nor a size nor a percentage.
-        """
-        most = max(used, fully_allocated)
-        return most if self.headroom == FULL else min(most, used + parse_share(self.headroom, virtual_size, "headroom"))

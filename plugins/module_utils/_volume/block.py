@@ -72,6 +72,10 @@ class BlockVolume(abc.ABC):
         """What is there."""
 
     @abc.abstractmethod
+    def check_writable(self) -> None:
+        """See L(Volume.check_writable)."""
+
+    @abc.abstractmethod
     def provenance(self) -> Provenance | None:
         """Which image it holds, as far as is known."""
 
@@ -205,6 +209,7 @@ class StagedBlock:
         self._resumable = resumable
         self._writer: BlockWriter | None = None
         self._existed = volume.stat() is not None
+        volume.check_writable()
         earlier = self._earlier_run()
         self._created = earlier.created
         self.held = earlier.held if resumable else 0

@@ -55,13 +55,13 @@ def holds_nothing(fd: int) -> bool:
     return not any(any(os.pread(fd, _EDGE, start)) for start in (0, max(0, device_size(fd) - _EDGE)))
 
 
-def open_exclusively(node: str, flags: int = 0) -> int:
-    """The device C(node), open for writing, with nobody mounting it or stacking something on it meanwhile.
+def open_exclusively(node: str, flags: int) -> int:
+    """The device C(node), open as C(flags) say, with nobody mounting it or stacking something on it meanwhile.
 
     :raises VolumeInUse: somebody did so already.
     """
     try:
-        return os.open(node, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC | flags)
+        return os.open(node, os.O_EXCL | os.O_CLOEXEC | flags)
     except OSError as err:
         if err.errno != errno.EBUSY:
             raise
@@ -201,7 +201,7 @@ class BlockWriter:
         self.zero_bytes = 0
         self._thin = thin
         self._note = note
-        self._direct = open_exclusively(node, os.O_DIRECT)
+        self._direct = open_exclusively(node, os.O_RDWR | os.O_DIRECT)
         self.fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)  # for those who read and write without regard to sectors
         self._sector = struct.unpack("i", fcntl.ioctl(self._direct, _BLKSSZGET, bytes(4)))[0]
         self._bounce = mmap.mmap(-1, _BOUNCE)
@@ -386,11 +386,11 @@ class BlockWriter:
 
 @contextlib.contextmanager
 def exclusive_device(node: str) -> t.Iterator[int]:
-    """The device C(node), open for writing, for this process alone.
+    """The device C(node), open for reading, for this process alone.
 
     :raises VolumeInUse: somebody has it mounted, or stacked something on it.
     """
-    fd = open_exclusively(node)
+    fd = open_exclusively(node, os.O_RDONLY)
     try:
         yield fd
     finally:

@@ -63,14 +63,19 @@ class DeviceVolume(BlockVolume):
     def stat(self) -> VolumeSize:
         """Its size; it always is there.
 
-        :raises VolumeInvalid: it has none, as a drive without a medium, or may not be written to.
+        :raises VolumeInvalid: it has none, as a drive without a medium.
         """
         size = device_size(self._fd)
         if not size:
             raise VolumeInvalid(f"{self.path} has no size.", "Put a medium in, or attach its storage.")
+        return VolumeSize(size, None)
+
+    def check_writable(self) -> None:
+        """
+        :raises VolumeInvalid: the kernel lets nobody write to it.
+        """
         if _fact(self._fd, "ro") == "1":
             raise VolumeInvalid(f"{self.path} is read-only.", "Make it writable with 'blockdev --setrw', if it may be.")
-        return VolumeSize(size, None)
 
     def provenance(self) -> Provenance | None:
         """The image that the ledger says it holds."""
@@ -104,7 +109,7 @@ class DeviceVolume(BlockVolume):
     def discard_new(self) -> None:
         """Nothing: a device never comes into being for an import."""
 
-    def grow(self, size: int) -> VolumeSize:
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:  # pylint: disable=unused-argument
         """
         :raises VolumeInvalid: it is smaller than C(size): a device has the size that it has.
         """
@@ -125,6 +130,7 @@ class DeviceVolume(BlockVolume):
         if not wipe:
             raise VolumeInvalid(f"{self.path} is a device, which cannot be removed.", "Ask for it to be wiped.")
         with self.locked(0), storage_errors(f"wipe {self.label}"):
+            self.check_writable()
             self.check_not_in_use()
             self.ledger.forget(self._identity)  # first, so that a half wiped one is not taken for whole
             self.wipe()

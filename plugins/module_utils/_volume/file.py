@@ -117,6 +117,9 @@ class FileVolume:
         """Never: a file that somebody made is something, whatever it holds."""
         return False
 
+    def check_writable(self) -> None:
+        """Nothing: a file is replaced by another, or grown, by whoever may."""
+
     @contextlib.contextmanager
     def open(self) -> t.Iterator[int]:
         """The file that is there, open for reading."""
@@ -147,7 +150,7 @@ class FileVolume:
         """The paths of the overlays that stand on it."""
         return find_clones(self.path)
 
-    def grow(self, size: int) -> VolumeSize:
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:  # pylint: disable=unused-argument
         """Gives the file C(size) bytes where it has less; what it gains is a hole.
 
         :raises VolumeInvalid: it is not there.

@@ -115,6 +115,11 @@ class Volume(t.Protocol):
     def adopt(self, provenance: Provenance) -> None:
         """Records that what is there holds an image."""
 
+    def check_writable(self) -> None:
+        """
+        :raises VolumeInvalid: it is there to be read only.
+        """
+
     def check_not_in_use(self) -> None:
         """
         :raises VolumeInUse: somebody has it open, or stacked something on it.
@@ -142,9 +147,11 @@ class Volume(t.Protocol):
         :raises VolumeInUse: the other import went on for longer.
         """
 
-    def grow(self, size: int) -> VolumeSize:
-        """Sees to it that it has at least C(size) bytes, and returns what it has; what it gains reads as zeros.
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
+        """Sees to it that it has at least C(size) bytes, and returns what it has.
 
+        :param zeroed: whether what it gains has to read as zeros. It is zeroed after there is room, which somebody who
+            writes there as soon as there is, as QEMU does to a qcow2, would lose.
         :raises NoSpace: its storage has not so much room.
         :raises VolumeInvalid: it is not there, or is of a kind that cannot grow.
         """

@@ -71,6 +71,7 @@ class LogicalVolume(t.NamedTuple):
     data_percent: float | None
     extent: int
     free: int
+    obstacle: str | None  # to writing to it
 
 
 class LvmVolume(BlockVolume):
@@ -93,7 +94,7 @@ class LvmVolume(BlockVolume):
     def look(self) -> LogicalVolume | None:
         """What LVM knows of it; None when it is not there.
 
-        :raises VolumeInvalid: there is no such volume group, or it is one that must not be written to.
+        :raises VolumeInvalid: there is no such volume group, or it is no whole volume.
         """
         if self._seen is None:
             select = f'lv_name="{self.lv}"'
@@ -114,6 +115,14 @@ class LvmVolume(BlockVolume):
         """Its size, and what a thin one takes of its pool; see L(Volume.stat)."""
         found = self.look()
         return _size(found) if found else None
+
+    def check_writable(self) -> None:
+        """
+        :raises VolumeInvalid: it is read-only, or has or is a thick snapshot.
+        """
+        found = self.look()
+        if found is not None and found.obstacle:
+            raise _unfit(self.label, found.obstacle)
 
     def provenance(self) -> Provenance | None:
         """The image that its tags name."""
@@ -190,16 +199,17 @@ class LvmVolume(BlockVolume):
         row = _report("lvs", "lv", "--options", "chunk_size,zero", f"{self.vg}/{found.pool}")[0]
         return Thin(int(row["chunk_size"]), row["zero"] in ("zero", "1"))
 
-    def grow(self, size: int) -> VolumeSize:
-        """Extends it to at least C(size) bytes; what it gains reads as zeros. It may be in use.
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
+        """Extends it to at least C(size) bytes; it may be in use. See L(Volume.grow).
 
         :raises NoSpace: the volume group has not so much free.
         :raises VolumeInvalid: it is not there.
         """
         found = self._there()
+        self.check_writable()
         if found.size < size:
             self._extend(found, size)
-            if not found.pool:
+            if zeroed and not found.pool:
                 self.zero_from(found.size)
         return _size(self._there())
 
@@ -212,6 +222,7 @@ class LvmVolume(BlockVolume):
         with self.locked(0), storage_errors(f"remove {self.label}"):
             if self.look() is None:
                 return
+            self.check_writable()
             self.check_not_in_use()
             check_no_clones(self.label, self.clones())
             if wipe:
@@ -377,11 +388,11 @@ def _is_ours(tag: str) -> bool:
 
 def _parse_lv(row: dict[str, str], label: str) -> LogicalVolume:
     """
-    :raises VolumeInvalid: it is one that must not be written to.
+    :raises VolumeInvalid: it is no whole volume.
     """
     fault = _fault(row)
     if fault:
-        raise VolumeInvalid(f"The logical volume {label} {fault}.", "Choose another one.")
+        raise _unfit(label, fault)
     percent = row["data_percent"]
     return LogicalVolume(
         uuid=row["lv_uuid"],
@@ -393,7 +404,12 @@ def _parse_lv(row: dict[str, str], label: str) -> LogicalVolume:
         data_percent=float(percent) if percent else None,
         extent=int(row["vg_extent_size"]),
         free=int(row["vg_free"]),
+        obstacle=_obstacle(row),
     )
+
+
+def _unfit(label: str, why: str) -> VolumeInvalid:
+    return VolumeInvalid(f"The logical volume {label} {why}.", "Choose another one.")
 
 
 def _fault(row: dict[str, str]) -> str | None:
@@ -402,14 +418,20 @@ def _fault(row: dict[str, str]) -> str | None:
         return "is an inner part of another one"
     if "pool" in layout:
         return f"is a pool ({row['lv_layout']}), not a volume"
+    if row["lv_health_status"] == "partial":
+        return "lacks a part of its physical volumes"
+    return None
+
+
+def _obstacle(row: dict[str, str]) -> str | None:
+    """Why it must not be written to, though it may be looked at."""
+    role = row["lv_role"].split(",")
     if "thickorigin" in role:
         return "is the origin of a snapshot, to which everything that is overwritten would be copied"
     if "thicksnapshot" in role:
         return f"is a snapshot of {row['origin']}, which breaks when it is full"
     if "read-only" in row["lv_permissions"]:
         return "is read-only"
-    if row["lv_health_status"] == "partial":
-        return "lacks a part of its physical volumes"
     return None
 
 

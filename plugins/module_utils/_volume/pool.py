@@ -87,6 +87,10 @@ class PoolVolume:
         """See L(Volume.adopt)."""
         self._inner.adopt(provenance)
 
+    def check_writable(self) -> None:
+        """See L(Volume.check_writable)."""
+        self._inner.check_writable()
+
     def check_not_in_use(self) -> None:
         """See L(Volume.check_not_in_use)."""
         self._inner.check_not_in_use()
@@ -111,9 +115,9 @@ class PoolVolume:
             raise
         self._refresh()
 
-    def grow(self, size: int) -> VolumeSize:
+    def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
         """See L(Volume.grow)."""
-        grown = self._inner.grow(size)
+        grown = self._inner.grow(size, zeroed)
         self._refresh()
         return grown
 

@@ -6,17 +6,27 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
+from concurrent import futures
 from pathlib import Path
 
 import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._disk import growth as growth_module
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation import Wanted, create, plan_creation
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import grow, plan_growth, wanted_bytes
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import (
+    grow,
+    grow_alone,
+    plan_growth,
+    wanted_bytes,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FormatMismatch,
     InvalidOption,
     VolumeExists,
     VolumeInvalid,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import GuestDisk
+from ansible_collections.imageferry.glance.plugins.module_utils._volume import lvm
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.device import DeviceVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger
@@ -44,6 +54,49 @@ def device(tmp_path):
     with DeviceVolume(made.stdout.strip(), Ledger(str(tmp_path / "ledger"))) as volume:
         yield volume
     subprocess.run(["losetup", "-d", made.stdout.strip()], check=True)
+
+
+LVS = """#!/bin/sh
+cat <<END
+{"report": [{"lv": [{"lv_name": "db", "lv_uuid": "a-b", "lv_size": "$(blockdev --getsize64 DEVICE)", "lv_tags": "",
+ "lv_layout": "linear", "lv_role": "public", "lv_active": "active", "lv_permissions": "writeable",
+ "lv_health_status": "", "pool_lv": "", "origin": "", "data_percent": "", "vg_extent_size": "4194304",
+ "vg_free": "1073741824"}]}]}
+END
+"""
+LVEXTEND = """#!/bin/sh
+old=$(blockdev --getsize64 DEVICE)
+truncate -s ${3%b} BACKING
+losetup -c DEVICE
+head -c 1048576 /dev/zero | tr '\\0' G | dd of=DEVICE bs=1M seek=$((old / 1048576)) conv=notrunc status=none
+"""
+
+
+@pytest.fixture
+def make_logical(device, tmp_path, monkeypatch):
+    """Makes objects of one thick logical volume: a loop device, as this machine may have no device mapper.
+
+    As it is extended, somebody writes a MiB of G where it ended, as QEMU does to a qcow2 as soon as there is room.
+    """
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, script in (("lvs", LVS), ("lvextend", LVEXTEND)):
+        text = script.replace("DEVICE", device.path).replace("BACKING", str(tmp_path / "backing"))
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(lvm, "_PROGRAMS", f"{programs}:{lvm._PROGRAMS}")
+
+    def make():
+        volume = lvm.LvmVolume("vg0", "db", ledger=device.ledger)
+        volume.path = device.path
+        return volume
+
+    return make
+
+
+def read(path, start, end):
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), end - start, start)
 
 
 def qemu_img(*arguments):
@@ -104,6 +157,47 @@ def test_a_qcow2_grows_within_its_device_and_not_beyond(device):
     with pytest.raises(VolumeInvalid, match="cannot be grown from its host"):
         plan_growth(device, "32MiB", "qcow2", None, None)  # with its tables it would be larger
     assert plan_growth(device, "64MiB", "qcow2", "image", None).image_size == 64 * MIB
+
+
+def test_what_a_guest_writes_to_a_qcow2_as_it_gains_room_stays(device, make_logical):
+    qemu_img("create", "-f", "qcow2", device.path, "8M")
+    volume = make_logical()
+    grow(volume, plan_growth(volume, "64MiB", "qcow2", "volume", None), None)
+    assert read(device.path, 32 * MIB, 64 * MIB) == b"G" * MIB + bytes(31 * MIB)
+
+
+def test_who_waits_for_another_to_extend_zeroes_nothing_of_what_it_gained(device, make_logical):
+    first, second = make_logical(), make_logical()
+    assert second.stat().size == 32 * MIB  # what it has seen is out of date when it has waited
+    with futures.ThreadPoolExecutor() as pool, first.locked(0):
+        waiting = pool.submit(grow_alone, second, "96MiB", "raw", None, None)
+        grow(first, plan_growth(first, "64MiB", "raw", None, None), None)
+        with open(device.path, "r+b") as guest:
+            os.pwrite(guest.fileno(), b"g" * MIB, 40 * MIB)
+        time.sleep(0.2)
+        assert not waiting.done()
+    assert waiting.result().before.size == 64 * MIB
+    assert read(device.path, 40 * MIB, 41 * MIB) == b"g" * MIB and not any(read(device.path, 64 * MIB, 96 * MIB))
+
+
+def test_what_a_raw_disk_gains_is_zeros(device, make_logical):
+    volume = make_logical()
+    grow(volume, plan_growth(volume, "64MiB", "raw", None, None), None)
+    assert read(device.path, 32 * MIB, 64 * MIB) == bytes(32 * MIB)
+
+
+def test_a_qcow2_needs_no_more_than_its_headroom(device, make_logical, monkeypatch):
+    qemu_img("create", "-f", "qcow2", device.path, "8M")
+    growth = plan_growth(device, "64MiB", "qcow2", None, None, headroom="1MiB")
+    assert (growth.volume_size, growth.image_size) == (None, 64 * MIB)
+    growth = plan_growth(make_logical(), "64MiB", "qcow2", None, None, headroom="75%")
+    assert growth.volume_size == 52 * MIB  # 48, its tables, whole extents
+    with pytest.raises(InvalidOption, match="headroom"):
+        plan_growth(device, "64MiB", "qcow2", None, None, headroom="much")
+    guest = GuestDisk("web", True, "vda", "qcow2", read_only=False, backing=False)
+    monkeypatch.setattr(growth_module, "find_guests", lambda *_arguments: [guest])
+    growth = plan_growth(make_logical(), "64MiB", "qcow2", None, None, headroom="1MiB")
+    assert growth.volume_size == 36 * MIB  # who knows how much of the 32 its guest has taken
 
 
 def test_a_qcow2_is_made_on_a_blank_device_only(device, tmp_path):

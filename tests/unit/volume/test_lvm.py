@@ -89,15 +89,35 @@ def test_a_report_is_read():
         ({"lv_role": "private,thin,pool,metadata"}, "inner part"),
         ({"lv_layout": "thin,pool", "lv_role": "private"}, "inner part"),
         ({"lv_layout": "thin,pool"}, "is a pool"),
-        ({"lv_role": "public,origin,thickorigin"}, "origin of a snapshot"),
-        ({"lv_role": "public,snapshot,thicksnapshot", "origin": "a"}, "snapshot of a"),
-        ({"lv_permissions": "read-only"}, "read-only"),
         ({"lv_health_status": "partial"}, "physical volumes"),
     ],
 )
-def test_volumes_that_must_not_be_written_to_are_refused(fault, message):
+def test_what_is_no_whole_volume_is_refused(fault, message):
     with pytest.raises(VolumeInvalid, match=message):
         lvm._parse_lv({**ROW, **fault}, "vg0/web01")
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"lv_role": "public,origin,thickorigin"}, "origin of a snapshot"),
+        ({"lv_role": "public,snapshot,thicksnapshot", "origin": "a"}, "snapshot of a"),
+        ({"lv_permissions": "read-only"}, "read-only"),
+    ],
+)
+def test_volumes_that_must_not_be_written_to_can_only_be_looked_at(tmp_path, monkeypatch, fact, message):
+    """There is no LVM here: its reports are made up."""
+    asked = []
+    monkeypatch.setattr(lvm, "_report", lambda *_arguments: [{**ROW, **fact}])
+    monkeypatch.setattr(lvm, "_program", lambda name: name)
+    monkeypatch.setattr(lvm, "_run", lambda *command: asked.append(command))
+    volume = lvm.LvmVolume("vg0", "web01", ledger=Ledger(str(tmp_path)))
+    assert volume.stat().size == 67108864 and volume.describe()["uuid"] == "a-b"
+    changes = [volume.check_writable, lambda: volume.grow(1 << 30), lambda: volume.remove(wipe=False)]
+    for change in [*changes, volume.staged(0, HELD, True).__enter__]:
+        with pytest.raises(VolumeInvalid, match=message):
+            change()
+    assert asked == []
 
 
 @pytest.mark.parametrize(
