@@ -29,6 +29,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
     Provenance,
+    drop_provenance,
     forget_provenance,
     read_mark,
     read_provenance,
@@ -186,6 +187,7 @@ class FileVolume:
     def _wipe(self, size: int) -> None:
         fd = os.open(self.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
         with open(fd, "wb", buffering=0) as file:
+            drop_provenance(fd, self._folder, self.name)  # a half wiped one must not be taken for whole
             while (left := size - file.tell()) > 0:
                 file.write(bytes(min(BLOCK, left)))
             os.fsync(fd)

@@ -136,6 +136,18 @@ def forget_provenance(folder: int, name: str) -> None:
         os.unlink(_sidecar(name), dir_fd=folder)
 
 
+def drop_provenance(fd: int, folder: int, name: str) -> None:
+    """Forgets, durably, which image the open file C(fd), called C(name) in C(folder), holds."""
+    try:
+        os.removexattr(fd, XATTR)
+    except OSError as err:
+        if err.errno not in (errno.ENODATA, *_NO_XATTR):
+            raise
+    forget_provenance(folder, name)
+    os.fsync(fd)
+    os.fsync(folder)
+
+
 def _sidecar(name: str) -> str:
     return f".{name}.imageferry.json"
 
