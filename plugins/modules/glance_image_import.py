@@ -59,6 +59,8 @@ options:
     description:
       - What the bytes at O(url) must hash to, as C(algorithm:digest).
       - The digest may also be the address of a list such as C(SHA512SUMS).
+      - A volume that was imported from O(url) with no hash, or one of another algorithm, is the image only if its
+        content hashes to this. What was converted or decompressed cannot be told so, and is something else.
     type: str
   source_format:
     description: Disk format of the image at O(url). It is never guessed; O(format) is used when it is not given.

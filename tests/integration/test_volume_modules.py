@@ -253,6 +253,44 @@ def test_an_import_grows_the_disk_that_holds_its_image_already(play, web, tmp_pa
     assert not carry(larger)["changed"] and not carry(task)["changed"]
 
 
+def test_a_hash_that_was_not_seen_before_is_held_against_the_content(play, web, tmp_path):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    image, path = web.folder / "image", tmp_path / "disk"
+    image.write_bytes(b"old" * 100000)
+    task = f"url: {web.url}/image\npath: {path}\nformat: raw"
+
+    def verified(algorithm):
+        return f"{task}\nchecksum: {algorithm}:{hashlib.new(algorithm, image.read_bytes()).hexdigest()}"
+
+    assert carry(f"{task}\nallow_unverified: true")["changed"]
+    for wrong in (f"{task}\nchecksum: sha256:{'0' * 64}", f"{task}\nchecksum: sha256:{'0' * 64}\nformat: qcow2"):
+        refused = carry(wrong)
+        assert refused["error"] == "volume_exists" and "of which no sha256 is known" in refused["msg"], refused
+    assert carry(f"{task}\nchecksum: sha256:{'0' * 64}\noverwrite: different")["error"] == "checksum_mismatch"
+    os.truncate(path, 400000)  # grown since
+    for algorithm in ("sha256", "sha512"):
+        assert carry(verified(algorithm))["msg"].startswith("Adopted")
+        assert not carry(verified(algorithm))["changed"]
+    assert not carry(f"{task}\nallow_unverified: true")["changed"] and path.stat().st_size == 400000
+
+    image.write_bytes(b"new" * 100000)
+    assert carry(verified("sha256"))["error"] == "volume_exists"
+    replaced = carry(verified("sha256") + "\noverwrite: different")
+    assert replaced["msg"].startswith("Replaced") and path.read_bytes() == image.read_bytes()
+
+
+def test_the_hash_of_a_converted_image_cannot_be_held_against_the_disk(play, web, tmp_path):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", image, "8M")
+    task = f"url: {web.url}/image\nsource_format: qcow2\nformat: raw\npath: {path}"
+    assert carry(f"{task}\nallow_unverified: true")["changed"]
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    assert carry(f"{task}\nchecksum: sha256:{digest}")["error"] == "volume_exists"
+    assert carry(f"{task}\nchecksum: sha256:{digest}\noverwrite: different")["msg"].startswith("Replaced")
+    assert not carry(f"{task}\nchecksum: sha256:{digest}")["changed"]
+
+
 # --- volume_info -------------------------------------------------------------------------------------------------
 
 

@@ -55,9 +55,11 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     if request.overwrite != "always":
         if held is not None and held.is_same_image(request.wanted) and held.format == request.wanted.format:
             return _plan_held(request, volume, held)
-        if held is None and request.is_copy and _has_content(request, volume, there.size):
-            return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it")
+        if request.is_copy and _has_content(request, volume, there.size, held):
+            return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it", held)
     holds = _named(held)
+    if held is not None and held.is_doubtful(request.wanted):
+        holds += f", of which no {request.wanted.hash_algo} is known"
     is_image = held is not None and held.is_image
     if request.overwrite == "never" or (request.overwrite == "imported" and not is_image):
         raise VolumeExists(f"{volume.label} exists and holds {holds}.")
@@ -107,19 +109,25 @@ def carry_out(
                 staged.publish(provenance, over=plan.action == "replace")
                 return plan, received
     if plan.action == "adopt":
-        volume.adopt(request.wanted)
+        size = request.wanted.size or (plan.before.size if plan.before else None)
+        volume.adopt(dataclasses.replace(request.wanted, size=size))
     if plan.growth is not None:
         with connected() as connection:
             grow(volume, plan.growth, connection)
     return plan, None
 
 
-def _has_content(request: ImportRequest, volume: Volume, size: int) -> bool:
-    """Whether the volume holds the image's very bytes; it is only read when its size allows that."""
-    end = request.wanted.size
-    if request.digest is None or (volume.is_block and end is None):
+def _has_content(request: ImportRequest, volume: Volume, size: int, held: Provenance | None) -> bool:
+    """Whether the volume holds the image's very bytes, as nothing that is known of it says.
+
+    It is only read when its size allows that; what is known to be from there may have been grown.
+    """
+    if request.digest is None or not (held is None or held.is_doubtful(request.wanted)):
         return False
-    if end is not None and (size < end if volume.is_block else size != end):
+    end = request.wanted.size or (held.size if held else None)
+    if volume.is_block and end is None:
+        return False
+    if end is not None and (size < end if volume.is_block or held else size != end):
         return False
     hasher = request.digest.hasher()
     with volume.open() as fd, storage_errors(f"read {volume.label}"):
