@@ -291,6 +291,24 @@ def test_the_hash_of_a_converted_image_cannot_be_held_against_the_disk(play, web
     assert not carry(f"{task}\nchecksum: sha256:{digest}")["changed"]
 
 
+@pytest.mark.parametrize(
+    ("options", "path", "error"),
+    [
+        ("format: raw", os.environ["PATH"], "unverifiable"),
+        ("format: raw\nchecksum: md7:00000000", os.environ["PATH"], "unverifiable"),
+        ("format: qcow2\nallow_unverified: true", "/nowhere", "missing_dependency"),
+    ],
+)
+def test_check_mode_refuses_what_an_import_refuses(request, libraries, web, tmp_path, monkeypatch, options, path, error):
+    monkeypatch.setenv("PATH", path)
+    play = request.getfixturevalue("play")
+    (web.folder / "image").write_bytes(b"image")
+    task = f"url: {web.url}/image\npath: {tmp_path}/disk\n{options}"
+    for check in (True, False):
+        assert play("glance_image_import", task, check, sys.executable).get("error") == error
+    assert not list(tmp_path.glob("*disk*"))
+
+
 # --- volume_info -------------------------------------------------------------------------------------------------
 
 

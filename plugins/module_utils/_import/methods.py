@@ -46,15 +46,24 @@ _QCOW2_OVERHEAD = 2
 _BIG_STAGING = "/var/tmp"  # noqa: S108 - file-hierarchy(7): for large files that need not last
 
 
+def check_can_fetch(request: ImportRequest) -> None:
+    """
+    :raises Unverifiable: the image would not be verified, and that was not allowed.
+    :raises MissingDependency: this host has no qemu-img, which it takes.
+    """
+    if request.digest is not None:
+        request.digest.hasher()
+    elif not request.allow_unverified:
+        raise Unverifiable("There is no hash to verify the image with.")
+    if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
+        qemu_img.require_qemu_img()
+
+
 def fetch(request: ImportRequest, volume: Volume, source: Source, staged: Staged, watcher: Watcher) -> Received:
     """Brings the image into C(staged), whole, verified and as large as asked for.
 
     :raises FerryError: it could not; nothing that was there before is touched unless the volume is a block device.
     """
-    if request.digest is None and not request.allow_unverified:
-        raise Unverifiable("There is no hash to verify the image with.")
-    if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
-        qemu_img.require_qemu_img()
     source.learn_size()
     methods: dict[str, t.Callable[..., _Method]] = {"verbatim": _Verbatim, "decode": _Decode, "convert": _Convert}
     with storage_errors(f"write {volume.label}"):

@@ -15,7 +15,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth imp
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, VolumeExists
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, check_head
-from ansible_collections.imageferry.glance.plugins.module_utils._import.methods import fetch
+from ansible_collections.imageferry.glance.plugins.module_utils._import.methods import check_can_fetch, fetch
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received, Source, Watcher
@@ -43,7 +43,15 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     :raises VolumeExists: something else is there, and may not be replaced.
     :raises VolumeInUse: what is there would have to be replaced, and is in use.
     :raises VolumeInvalid: what is there is not a file.
+    :raises Unverifiable, MissingDependency: see L(check_can_fetch).
     """
+    plan = _decide(request, volume)
+    if plan.action in ("import", "replace"):
+        check_can_fetch(request)
+    return plan
+
+
+def _decide(request: ImportRequest, volume: Volume) -> Plan:
     there = volume.stat()
     if there is None:
         return Plan("import", f"{volume.label} did not exist")
