@@ -253,6 +253,22 @@ def test_an_import_grows_the_disk_that_holds_its_image_already(play, web, tmp_pa
     assert not carry(larger)["changed"] and not carry(task)["changed"]
 
 
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_disk_that_is_adopted_is_grown_at_once(play, web, tmp_path, image_format):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", image_format, image, "8M")
+    write(image, image_format, 7)
+    path.write_bytes(image.read_bytes())
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    task = f"url: {web.url}/image\nchecksum: sha256:{digest}\npath: {path}\nformat: {image_format}\nsize: 16MiB"
+    predicted, adopted = carry(task, check=True), carry(task)
+    assert adopted["msg"].startswith(f"Adopted: {path} ") and "from 8.0 MiB to 16.0 MiB" in adopted["msg"], adopted
+    assert adopted["diff"] == predicted["diff"] and adopted["diff"]["after"]["hash_value"] == digest
+    assert adopted["volume"]["virtual_size"] == virtual_size(path, image_format) == 16 * MIB
+    assert content(path, image_format, tmp_path)[MIB] == 7 and not carry(task)["changed"]
+
+
 def test_a_hash_that_was_not_seen_before_is_held_against_the_content(play, web, tmp_path):
     carry = functools.partial(play, "glance_image_import", python=sys.executable)
     image, path = web.folder / "image", tmp_path / "disk"

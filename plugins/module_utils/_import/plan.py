@@ -64,7 +64,7 @@ def _decide(request: ImportRequest, volume: Volume) -> Plan:
         if held is not None and held.is_same_image(request.wanted) and held.format == request.wanted.format:
             return _plan_held(request, volume, held)
         if request.is_copy and _has_content(request, volume, there.size, held):
-            return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it", held)
+            return _plan_adopted(request, volume, held)
     holds = _named(held)
     if held is not None and held.is_doubtful(request.wanted):
         holds += f", of which no {request.wanted.hash_algo} is known"
@@ -86,13 +86,28 @@ def _named(held: Provenance | None) -> str:
 
 def _plan_held(request: ImportRequest, volume: Volume, held: Provenance) -> Plan:
     """What is left to do where the image is already: giving its disk the size that is asked for."""
-    unchanged = Plan("unchanged", f"{volume.label} already holds this image", held)
-    disk = read_disk(volume, held.format, ()) if request.min_size and held.format in ("raw", "qcow2") else None
+    growth = _plan_growth(request, volume)
+    if growth is None:
+        return Plan("unchanged", f"{volume.label} already holds this image", held)
+    return Plan("grow", growth.reason, held, growth)
+
+
+def _plan_adopted(request: ImportRequest, volume: Volume, held: Provenance | None) -> Plan:
+    """What is to be done where the image's content is already, and nobody knows it for that."""
+    reason = f"{volume.label} already had this image's content, and is now known as it"
+    growth = _plan_growth(request, volume)
+    return Plan("adopt", f"{reason}; it grows: {growth.reason}" if growth else reason, held, growth)
+
+
+def _plan_growth(request: ImportRequest, volume: Volume) -> Growth | None:
+    """What it takes to give the image's disk the size that is asked for; None when it has it."""
+    image_format = request.wanted.format
+    disk = read_disk(volume, image_format, ()) if request.min_size and image_format in ("raw", "qcow2") else None
     if disk is None or disk.virtual_size is None or disk.virtual_size >= request.min_size:
-        return unchanged
+        return None
     with connected() as connection:
-        growth = plan_growth(volume, str(request.min_size), None, None, connection)
-    return Plan("grow", growth.reason, held, growth) if growth.changes else unchanged
+        growth = plan_growth(volume, str(request.min_size), image_format, None, connection)
+    return growth if growth.changes else None
 
 
 def carry_out(

@@ -196,14 +196,12 @@ def _how(received: Received | None) -> str:
 
 
 def _diff(plan: Plan, wanted: Provenance) -> dict[str, dict[str, t.Any]]:
-    """What changes: the image, or the sizes of the disk that holds it already."""
+    """What changes: the image, and the sizes of the disk that holds it already."""
     before = _known(plan.before)
+    after = before if plan.action in ("unchanged", "grow") else _known(wanted)
     if plan.growth is not None:
-        return {
-            "before": {**before, **plan.growth.before.to_dict()},
-            "after": {**before, **plan.growth.after.to_dict()},
-        }
-    return {"before": before, "after": before if plan.action == "unchanged" else _known(wanted)}
+        before, after = {**before, **plan.growth.before.to_dict()}, {**after, **plan.growth.after.to_dict()}
+    return {"before": before, "after": after}
 
 
 def _known(provenance: Provenance | None) -> dict[str, t.Any]:
