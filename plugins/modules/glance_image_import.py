@@ -127,7 +127,11 @@ options:
     choices: [never, imported, different, always]
     default: never
   allow_unverified:
-    description: Carry an image that has no hash at all. Without it such an image is an error.
+    description:
+      - Carry an image that has no hash, or only an md5 of Glance's, as releases before Rocky left them. Without it such
+        an image is an error, as others can be made to have the same md5. The md5 is verified all the same; one in
+        O(checksum) is the user's choice, and needs no more.
+      - A hash of an algorithm that the host does not know then counts as none.
     type: bool
     default: false
   max_virtual_size:

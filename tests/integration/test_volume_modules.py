@@ -307,6 +307,17 @@ def test_the_hash_of_a_converted_image_cannot_be_held_against_the_disk(play, web
     assert not carry(f"{task}\nchecksum: sha256:{digest}")["changed"]
 
 
+def test_a_hash_that_the_user_chose_will_do_and_one_that_nobody_knows_is_none(play, web, tmp_path):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    (web.folder / "image").write_bytes(b"image")
+    task = f"url: {web.url}/image\npath: {tmp_path}/disk\nformat: raw\noverwrite: always\nchecksum: "
+    assert carry(f"{task}md5:{hashlib.md5(b'image').hexdigest()}")["changed"]
+    assert carry(f"{task}md5:{'0' * 32}")["error"] == "checksum_mismatch"
+    assert carry(f"{task}md7:{'0' * 32}")["error"] == "unverifiable"
+    allowed = carry(f"{task}md7:{'0' * 32}\nallow_unverified: true")
+    assert allowed["changed"] and allowed["volume"]["provenance"]["hash_algo"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "path", "error"),
     [
@@ -315,7 +326,9 @@ def test_the_hash_of_a_converted_image_cannot_be_held_against_the_disk(play, web
         ("format: qcow2\nallow_unverified: true", "/nowhere", "missing_dependency"),
     ],
 )
-def test_check_mode_refuses_what_an_import_refuses(request, libraries, web, tmp_path, monkeypatch, options, path, error):
+def test_check_mode_refuses_what_an_import_refuses(
+    request, libraries, web, tmp_path, monkeypatch, options, path, error
+):
     monkeypatch.setenv("PATH", path)
     play = request.getfixturevalue("play")
     (web.folder / "image").write_bytes(b"image")

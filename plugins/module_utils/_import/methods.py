@@ -53,8 +53,13 @@ def check_can_fetch(request: ImportRequest) -> None:
     """
     if request.digest is not None:
         request.digest.hasher()
-    elif not request.allow_unverified:
-        raise Unverifiable("There is no hash to verify the image with.")
+    if not request.is_verifiable and not request.allow_unverified:
+        if request.digest is None:
+            raise Unverifiable("There is no hash to verify the image with.")
+        raise Unverifiable(
+            "Glance has only an md5 to verify the image with, and others can be made to have the same.",
+            "Upload the image again, or set 'allow_unverified: true' to carry it, verified by its md5.",
+        )
     if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
         qemu_img.require_qemu_img()
 

@@ -145,7 +145,8 @@ def _has_content(request: ImportRequest, volume: Volume, size: int, held: Proven
 
     It is only read when its size allows that; what is known to be from there may have been grown.
     """
-    if request.digest is None or not (held is None or held.is_doubtful(request.wanted)):
+    is_enough = request.is_verifiable or request.allow_unverified
+    if request.digest is None or not is_enough or not (held is None or held.is_doubtful(request.wanted)):
         return False
     end = request.wanted.size or (held.size if held else None)
     if volume.is_block and end is None:
