@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -15,6 +16,8 @@ import threading
 import types
 
 import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 from conftest import HOST_PYTHON, MIB, Playbook, qemu_img, virtual_size
 
 
@@ -151,6 +154,43 @@ def test_a_removed_disk_can_be_wiped(play, tmp_path):
     assert play("volume", task)["changed"] and not path.exists()
     assert witness.stat().st_size == 600000 and not any(witness.read_bytes())
     assert not play("volume", task)["changed"]
+
+
+WANTED = Provenance("https://example.org/image", None, "sha512", "00ff", None, "raw")
+
+
+@contextlib.contextmanager
+def importing(path):
+    """An import that has brought part of the file; it is given up at the end."""
+    with FileVolume(str(path)) as volume, contextlib.suppress(KeyboardInterrupt), volume.staged(0, WANTED, True) as new:
+        new.sink.write(bytearray(b"secret" * 100000), 600000, 0)
+        yield path.parent / volume.partial
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_an_import_left_that_was_given_up_is_removed_as_well(play, tmp_path, exists):
+    disks = tmp_path / "disks"
+    disks.mkdir()
+    task = f"path: {disks}/disk\nstate: absent\nwipe: true"
+    if exists:
+        (disks / "disk").write_bytes(b"disk")
+    with importing(disks / "other") as other, contextlib.ExitStack() as opened:
+        left = []
+        for name in ("disk.imageferry-source", "disk"):
+            with importing(disks / name) as partial:
+                refused = [play("volume", task, check)["error"] for check in (True, False)]
+                assert refused == ["volume_in_use"] * 2
+            left.append(opened.enter_context(open(partial, "rb")))
+        predicted = play("volume", task, check=True)
+        assert len(list(disks.iterdir())) == 3 + exists
+        removed = play("volume", task)
+        assert removed["changed"] and removed["diff"] == predicted["diff"]
+        told = "an import that was given up had left {} and {}.".format(*(file.name for file in left))
+        assert removed["msg"].endswith(told) and predicted["msg"].endswith(told), removed
+        assert list(disks.iterdir()) == [other]
+        assert [file.read() for file in left] == [bytes(600000)] * 2
+        assert not play("volume", task)["changed"]
 
 
 # --- volume_extend -----------------------------------------------------------------------------------------------
