@@ -84,6 +84,26 @@ def test_a_report_is_read():
 
 
 @pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({}, {"layout": "linear", "thin_pool": None, "data_percent": None, "active": True}),
+        (
+            {"lv_layout": "thin,sparse", "pool_lv": "pool", "data_percent": "25.00", "lv_active": ""},
+            {"layout": "thin,sparse", "thin_pool": "pool", "data_percent": 25.0, "active": False},
+        ),
+    ],
+)
+def test_what_lvm_says_of_it_is_told(tmp_path, monkeypatch, row, told):
+    tags = ",".join(["backup", *lvm.make_tags(HELD), "web"])
+    monkeypatch.setattr(lvm, "_report", lambda *_arguments: [{**ROW, "lv_tags": tags, **row}])
+    monkeypatch.setattr(lvm, "_program", lambda name: name)
+    assert lvm.LvmVolume("vg0", "web01", ledger=Ledger(str(tmp_path))).describe() == {
+        "type": "lv", "path": "/dev/vg0/web01", "vg": "vg0", "lv": "web01", "uuid": "a-b", "permissions": "writeable",
+        "tags": ["backup", "web"], "extent_size": 4194304, "group_free": 8585740288, **told,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("fault", "message"),
     [
         ({"lv_role": "private,thin,pool,metadata"}, "inner part"),
