@@ -309,6 +309,16 @@ def test_a_disk_that_is_adopted_is_grown_at_once(play, web, tmp_path, image_form
     assert content(path, image_format, tmp_path)[MIB] == 7 and not carry(task)["changed"]
 
 
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_only_the_zeros_of_a_raw_image_get_storage_as_it_comes(play, web, tmp_path, image_format):
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", image_format, image, "8M")
+    write(image, image_format, 0)
+    task = f"url: {web.url}/image\nallow_unverified: true\npath: {path}\nformat: {image_format}\npreallocation: falloc"
+    assert play("glance_image_import", task, python=sys.executable)["changed"]
+    assert (path.stat().st_blocks * 512 >= path.stat().st_size) == (image_format == "raw")
+
+
 def test_a_hash_that_was_not_seen_before_is_held_against_the_content(play, web, tmp_path):
     carry = functools.partial(play, "glance_image_import", python=sys.executable)
     image, path = web.folder / "image", tmp_path / "disk"

@@ -63,7 +63,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     )
     try:
         request = _request(module, options)
-        with open_volume(params, mode_of_new_file(module), params["preallocation"]) as volume:
+        with open_volume(params, mode_of_new_file(module), _preallocation(request)) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
@@ -100,6 +100,11 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
         max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
         lock_timeout=params["lock_timeout"],
     )
+
+
+def _preallocation(request: ImportRequest) -> str:
+    """The storage of a new file; a qcow2 that is not converted has what it comes with."""
+    return "off" if request.wanted.format == "qcow2" and request.method == "verbatim" else request.preallocation
 
 
 def _source_format(params: dict[str, t.Any]) -> str:

@@ -163,3 +163,11 @@ def test_what_came_into_being_while_it_waited_is_seen(tmp_path, monkeypatch):
     with volume.staged(0, HELD, True):
         assert volume.stat() and volume.provenance() == HELD
     assert volume.stat() is not None
+
+
+def test_a_new_one_needs_a_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(lvm, "_report", lambda *_arguments: [])
+    monkeypatch.setattr(lvm, "_program", lambda name: name)
+    volume = lvm.LvmVolume("vg0", "web01", ledger=Ledger(str(tmp_path)))
+    with volume.staged(0, HELD, True) as staged, pytest.raises(VolumeInvalid, match="'size'"):
+        staged.reserve(None)
