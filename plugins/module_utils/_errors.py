@@ -250,7 +250,7 @@ class SizeMismatch(FerryError):
 
 
 class Unverifiable(FerryError):
-    """Nothing is known that the bytes could be verified against."""
+    """Nothing is known that the bytes could be verified against, or nothing better than an md5 of Glance's."""
 
     code = "unverifiable"
     remedy = "Give a checksum, or set 'allow_unverified: true' to carry the image all the same."

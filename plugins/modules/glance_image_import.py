@@ -59,6 +59,8 @@ options:
     description:
       - What the bytes at O(url) must hash to, as C(algorithm:digest).
       - The digest may also be the address of a list such as C(SHA512SUMS).
+      - A volume that was imported from O(url) with no hash, or one of another algorithm, is the image only if its
+        content hashes to this. What was converted or decompressed cannot be told so, and is something else.
     type: str
   source_format:
     description: Disk format of the image at O(url). It is never guessed; O(format) is used when it is not given.
@@ -127,7 +129,11 @@ options:
     choices: [never, imported, different, always]
     default: never
   allow_unverified:
-    description: Carry an image that has no hash at all. Without it such an image is an error.
+    description:
+      - Carry an image that has no hash, or only an md5 of Glance's, as releases before Rocky left them. Without it such
+        an image is an error, as others can be made to have the same md5. The md5 is verified all the same; one in
+        O(checksum) is the user's choice, and needs no more.
+      - A hash of an algorithm that the host does not know then counts as none.
     type: bool
     default: false
   max_virtual_size:

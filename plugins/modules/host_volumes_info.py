@@ -69,7 +69,8 @@ error:
 volumes:
   description:
     - The volumes, sorted by their C(path), each by its C(type), and C(vg) and C(lv) or C(pool) and C(volume). What is
-      beyond C(provenance) is only there when it exists.
+      beyond C(provenance) is only there when it exists. Of logical volumes there is also all that
+      M(imageferry.glance.volume_info) returns of them.
   returned: success
   type: list
   elements: dict

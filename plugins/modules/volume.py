@@ -21,7 +21,11 @@ description:
     stays what it is when its origin is written to or grown; only the removal of the origin is refused.
 options:
   state:
-    description: Whether the disk is to be there. V(absent) removes it with all that it holds.
+    description:
+      - Whether the disk is to be there. V(absent) removes it with all that it holds.
+      - It also removes what an import to it has left that was interrupted and never gone on with - the hidden partial
+        file beside a file, and the copy that was to be converted, in the folder where it is by default; not one in
+        another C(staging_dir). An import that is going on is an error.
     type: str
     choices: [present, absent]
     default: present

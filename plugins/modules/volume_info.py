@@ -89,7 +89,7 @@ error:
 volume:
   description:
     - The volume, by its C(type), C(path), and C(vg) and C(lv) or C(pool) and C(volume). What is beyond C(exists) and
-      C(unfinished) is only there when it exists.
+      C(unfinished), and is not of the volume group, is only there when it exists.
   returned: success
   type: dict
   contains:
@@ -99,6 +99,53 @@ volume:
     unfinished:
       description: Whether an import to it was begun and not completed.
       type: bool
+    node:
+      description: The device node that its C(path) leads to.
+      returned: of a block device
+      type: str
+      sample: /dev/sdb
+    uuid:
+      description: LVM's UUID of it.
+      returned: of a logical volume that exists
+      type: str
+      sample: 8r5Zfa-9Kx1-0tQe-xrYk-Bvtu-DVD1-x3KqWp
+    layout:
+      description: How LVM lays it out, in the words of lvs(8).
+      returned: of a logical volume that exists
+      type: str
+      sample: thin,sparse
+    thin_pool:
+      description: Name of the thin pool that it is in; null for a thick one.
+      returned: of a logical volume that exists
+      type: str
+    data_percent:
+      description:
+        - The part of a thin one that takes up room in its pool, in percent, as RV(volume.allocated) is in bytes. Null
+          for a thick one, and where LVM does not say it, as of one that is not active.
+      returned: of a logical volume that exists
+      type: float
+    active:
+      description: Whether it is active.
+      returned: of a logical volume that exists
+      type: bool
+    permissions:
+      description: Whether LVM lets it be written to, in the words of lvs(8).
+      returned: of a logical volume that exists
+      type: str
+      sample: writeable
+    tags:
+      description: Its tags, without this collection's own, which hold the RV(volume.provenance).
+      returned: of a logical volume that exists
+      type: list
+      elements: str
+    extent_size:
+      description: Bytes of an extent of the volume group.
+      returned: of a logical volume
+      type: int
+    group_free:
+      description: Bytes that are free in the volume group.
+      returned: of a logical volume
+      type: int
     format:
       description: The disk's format.
       type: str

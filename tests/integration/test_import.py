@@ -207,19 +207,33 @@ def test_an_unverified_image_is_carried_when_allowed(import_image, web_server, i
     assert not import_image(task)["changed"]
 
 
-def test_an_image_with_md5_alone_is_verified_by_it(import_image, cloud, images, tmp_path):
+def test_an_image_with_md5_alone_is_carried_when_allowed_and_verified_by_it(import_image, cloud, images, tmp_path):
     """As older releases of Glance left them."""
+    content = images["disk-qcow2"].read_bytes()
     image_id = upload(cloud, "with-md5", images["disk-qcow2"], "qcow2")
-    database(cloud, "UPDATE images SET os_hash_algo = NULL, os_hash_value = NULL WHERE id = ?", image_id)
-    result = import_image(f"cloud: demo\nimage: with-md5\npath: {tmp_path}/volume")
+    task = f"cloud: demo\nimage: with-md5\npath: {tmp_path}/volume"
+
+    def hashed(algorithm, value):
+        database(
+            cloud, "UPDATE images SET os_hash_algo = ?, os_hash_value = ? WHERE id = ?", algorithm, value, image_id
+        )
+
+    hashed(None, None)
+    refused = import_image(task)
+    assert refused["error"] == "unverifiable" and "md5" in refused["msg"], refused
+    hashed("md5", hashlib.md5(content).hexdigest())
+    (tmp_path / "volume").write_bytes(content)
+    assert import_image(task)["error"] == "volume_exists"
+    hashed("md7", "00ff")
+    result = import_image(f"{task}\nallow_unverified: true\noverwrite: always")
     assert result["changed"] and result["volume"]["provenance"]["hash_algo"] == "md5"
 
     database(cloud, "UPDATE images SET checksum = ? WHERE id = ?", "0" * 32, image_id)
-    result = import_image(f"cloud: demo\nimage: with-md5\npath: {tmp_path}/other")
+    task = f"cloud: demo\nimage: with-md5\npath: {tmp_path}/other"
+    result = import_image(f"{task}\nallow_unverified: true")
     assert result["error"] == "checksum_mismatch" and not (tmp_path / "other").exists()
 
-    database(cloud, "UPDATE images SET checksum = NULL WHERE id = ?", image_id)
-    task = f"cloud: demo\nimage: with-md5\npath: {tmp_path}/other"
+    database(cloud, "UPDATE images SET checksum = NULL, os_hash_value = NULL WHERE id = ?", image_id)
     assert import_image(task)["error"] == "unverifiable"
     assert import_image(task + "\nallow_unverified: true")["changed"]
 

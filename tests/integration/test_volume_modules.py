@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 from conftest import HOST_PYTHON, MIB, Playbook, descendants, qemu_img, virtual_size, wait_for
 
 
@@ -167,6 +169,43 @@ def test_a_removed_disk_can_be_wiped(play, tmp_path):
     assert not play("volume", task)["changed"]
 
 
+WANTED = Provenance("https://example.org/image", None, "sha512", "00ff", None, "raw")
+
+
+@contextlib.contextmanager
+def importing(path):
+    """An import that has brought part of the file; it is given up at the end."""
+    with FileVolume(str(path)) as volume, contextlib.suppress(KeyboardInterrupt), volume.staged(0, WANTED, True) as new:
+        new.sink.write(bytearray(b"secret" * 100000), 600000, 0)
+        yield path.parent / volume.partial
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_an_import_left_that_was_given_up_is_removed_as_well(play, tmp_path, exists):
+    disks = tmp_path / "disks"
+    disks.mkdir()
+    task = f"path: {disks}/disk\nstate: absent\nwipe: true"
+    if exists:
+        (disks / "disk").write_bytes(b"disk")
+    with importing(disks / "other") as other, contextlib.ExitStack() as opened:
+        left = []
+        for name in ("disk.imageferry-source", "disk"):
+            with importing(disks / name) as partial:
+                refused = [play("volume", task, check)["error"] for check in (True, False)]
+                assert refused == ["volume_in_use"] * 2
+            left.append(opened.enter_context(open(partial, "rb")))
+        predicted = play("volume", task, check=True)
+        assert len(list(disks.iterdir())) == 3 + exists
+        removed = play("volume", task)
+        assert removed["changed"] and removed["diff"] == predicted["diff"]
+        told = "an import that was given up had left {} and {}.".format(*(file.name for file in left))
+        assert removed["msg"].endswith(told) and predicted["msg"].endswith(told), removed
+        assert list(disks.iterdir()) == [other]
+        assert [file.read() for file in left] == [bytes(600000)] * 2
+        assert not play("volume", task)["changed"]
+
+
 # --- volume_extend -----------------------------------------------------------------------------------------------
 
 
@@ -307,6 +346,101 @@ def test_a_conversion_ends_with_its_module_and_can_be_run_again(play, web, tmp_p
             running.result()
     wait_for(lambda: not command_of(converting), timeout=2)
     assert carry(f"{task}\nlock_timeout: 0")["changed"] and (tmp_path / "disk").read_bytes() == raw.read_bytes()
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_disk_that_is_adopted_is_grown_at_once(play, web, tmp_path, image_format):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", image_format, image, "8M")
+    write(image, image_format, 7)
+    path.write_bytes(image.read_bytes())
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    task = f"url: {web.url}/image\nchecksum: sha256:{digest}\npath: {path}\nformat: {image_format}\nsize: 16MiB"
+    predicted, adopted = carry(task, check=True), carry(task)
+    assert adopted["msg"].startswith(f"Adopted: {path} ") and "from 8.0 MiB to 16.0 MiB" in adopted["msg"], adopted
+    assert adopted["diff"] == predicted["diff"] and adopted["diff"]["after"]["hash_value"] == digest
+    assert adopted["volume"]["virtual_size"] == virtual_size(path, image_format) == 16 * MIB
+    assert content(path, image_format, tmp_path)[MIB] == 7 and not carry(task)["changed"]
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_only_the_zeros_of_a_raw_image_get_storage_as_it_comes(play, web, tmp_path, image_format):
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", image_format, image, "8M")
+    write(image, image_format, 0)
+    task = f"url: {web.url}/image\nallow_unverified: true\npath: {path}\nformat: {image_format}\npreallocation: falloc"
+    assert play("glance_image_import", task, python=sys.executable)["changed"]
+    assert (path.stat().st_blocks * 512 >= path.stat().st_size) == (image_format == "raw")
+
+
+def test_a_hash_that_was_not_seen_before_is_held_against_the_content(play, web, tmp_path):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    image, path = web.folder / "image", tmp_path / "disk"
+    image.write_bytes(b"old" * 100000)
+    task = f"url: {web.url}/image\npath: {path}\nformat: raw"
+
+    def verified(algorithm):
+        return f"{task}\nchecksum: {algorithm}:{hashlib.new(algorithm, image.read_bytes()).hexdigest()}"
+
+    assert carry(f"{task}\nallow_unverified: true")["changed"]
+    for wrong in (f"{task}\nchecksum: sha256:{'0' * 64}", f"{task}\nchecksum: sha256:{'0' * 64}\nformat: qcow2"):
+        refused = carry(wrong)
+        assert refused["error"] == "volume_exists" and "of which no sha256 is known" in refused["msg"], refused
+    assert carry(f"{task}\nchecksum: sha256:{'0' * 64}\noverwrite: different")["error"] == "checksum_mismatch"
+    os.truncate(path, 400000)  # grown since
+    for algorithm in ("sha256", "sha512"):
+        assert carry(verified(algorithm))["msg"].startswith("Adopted")
+        assert not carry(verified(algorithm))["changed"]
+    assert not carry(f"{task}\nallow_unverified: true")["changed"] and path.stat().st_size == 400000
+
+    image.write_bytes(b"new" * 100000)
+    assert carry(verified("sha256"))["error"] == "volume_exists"
+    replaced = carry(verified("sha256") + "\noverwrite: different")
+    assert replaced["msg"].startswith("Replaced") and path.read_bytes() == image.read_bytes()
+
+
+def test_the_hash_of_a_converted_image_cannot_be_held_against_the_disk(play, web, tmp_path):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    image, path = web.folder / "image", tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", image, "8M")
+    task = f"url: {web.url}/image\nsource_format: qcow2\nformat: raw\npath: {path}"
+    assert carry(f"{task}\nallow_unverified: true")["changed"]
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    assert carry(f"{task}\nchecksum: sha256:{digest}")["error"] == "volume_exists"
+    assert carry(f"{task}\nchecksum: sha256:{digest}\noverwrite: different")["msg"].startswith("Replaced")
+    assert not carry(f"{task}\nchecksum: sha256:{digest}")["changed"]
+
+
+def test_a_hash_that_the_user_chose_will_do_and_one_that_nobody_knows_is_none(play, web, tmp_path):
+    carry = functools.partial(play, "glance_image_import", python=sys.executable)
+    (web.folder / "image").write_bytes(b"image")
+    task = f"url: {web.url}/image\npath: {tmp_path}/disk\nformat: raw\noverwrite: always\nchecksum: "
+    assert carry(f"{task}md5:{hashlib.md5(b'image').hexdigest()}")["changed"]
+    assert carry(f"{task}md5:{'0' * 32}")["error"] == "checksum_mismatch"
+    assert carry(f"{task}md7:{'0' * 32}")["error"] == "unverifiable"
+    allowed = carry(f"{task}md7:{'0' * 32}\nallow_unverified: true")
+    assert allowed["changed"] and allowed["volume"]["provenance"]["hash_algo"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "error"),
+    [
+        ("format: raw", os.environ["PATH"], "unverifiable"),
+        ("format: raw\nchecksum: md7:00000000", os.environ["PATH"], "unverifiable"),
+        ("format: qcow2\nallow_unverified: true", "/nowhere", "missing_dependency"),
+    ],
+)
+def test_check_mode_refuses_what_an_import_refuses(
+    request, libraries, web, tmp_path, monkeypatch, options, path, error
+):
+    monkeypatch.setenv("PATH", path)
+    play = request.getfixturevalue("play")
+    (web.folder / "image").write_bytes(b"image")
+    task = f"url: {web.url}/image\npath: {tmp_path}/disk\n{options}"
+    for check in (True, False):
+        assert play("glance_image_import", task, check, sys.executable).get("error") == error
+    assert not list(tmp_path.glob("*disk*"))
 
 
 # --- volume_info -------------------------------------------------------------------------------------------------

@@ -67,7 +67,10 @@ def clones() -> None:
         made = changes("volume", **on("web-01", clone_of=on("golden"), size="50MiB"))
         assert made["volume"]["format"] == image_format and made["volume"]["clone_of"] == f"{VG}/golden", made
         run("qemu-io", "-f", image_format, "-c", "read -P 7 1M 64k", "-c", "read -P 0 40M 1M", f"/dev/{VG}/web-01")
+        run("lvchange", "--addtag", "web", f"{VG}/web-01")
         clone = play("volume_info", **on("web-01"))["volume"]
+        assert clone["tags"] == ["web"] and clone["permissions"] == "writeable" and clone["thin_pool"] == "pool", clone
+        assert 0 < clone["data_percent"] < 20, clone
         assert clone["provenance"]["source"] == f"{VG}/golden" and clone[grown] >= 50 * MIB, clone
         assert clone["format_source"] == "provenance" and clone["allocated"] < 8 * MIB, clone
         assert play("volume_info", **on("golden"))["volume"]["clones"] == [f"{VG}/web-01"]

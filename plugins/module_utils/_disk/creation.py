@@ -37,6 +37,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import LvmVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.staging import left_behind
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 BLANK = "blank"
@@ -256,12 +257,26 @@ def plan_removal(volume: Volume) -> Change:
     :raises HasClones: clones stand on it.
     """
     absent = {"state": "absent"}
+    with left_behind(volume) as files:
+        left = [os.path.join(os.path.dirname(file.path), file.partial) for file in files]
+    told = f"an import that was given up had left {' and '.join(left)}"
     if volume.stat() is None:
+        if left:
+            return Change("remove", told, {"state": "unfinished"}, absent)
         return Change("unchanged", f"{volume.label} does not exist", absent, absent)
     volume.check_writable()
     volume.check_not_in_use()
     check_no_clones(volume.label, volume.clones())
-    return Change("remove", f"{volume.label} existed", {"state": "present"}, absent)
+    reason = f"{volume.label} existed"
+    return Change("remove", f"{reason}, and {told}" if left else reason, {"state": "present"}, absent)
+
+
+def remove(volume: Volume, wipe: bool) -> None:
+    """Removes what L(plan_removal) found."""
+    with left_behind(volume) as files:
+        for file in files:
+            file.remove_given_up(wipe)
+    volume.remove(wipe)
 
 
 def clone_format(base: Base) -> str:

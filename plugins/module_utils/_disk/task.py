@@ -19,6 +19,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation i
     plan_creation,
     plan_removal,
     read_base,
+    remove,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import (
     LOCK_SECONDS,
@@ -156,7 +157,7 @@ def _base(clone_of: dict[str, t.Any] | None, opened: contextlib.ExitStack) -> Ba
 def _remove(module: AnsibleModule, volume: Volume) -> Change:
     change = plan_removal(volume)
     if change.action == "remove" and not module.check_mode:
-        volume.remove(module.params["wipe"])
+        remove(volume, module.params["wipe"])
     return change
 
 

@@ -38,12 +38,29 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receiv
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink, Staged, Volume
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.staging import copy_path, staging_folder
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _QCOW2_OVERHEAD = 2
 """How many times larger than its disk a qcow2 may be; its own structure takes a thousandth, snapshots the rest."""
 
-_BIG_STAGING = "/var/tmp"  # noqa: S108 - file-hierarchy(7): for large files that need not last
+
+def check_can_fetch(request: ImportRequest) -> None:
+    """
+    :raises Unverifiable: the image would not be verified, and that was not allowed.
+    :raises MissingDependency: this host has no qemu-img, which it takes.
+    """
+    if request.digest is not None:
+        request.digest.hasher()
+    if not request.is_verifiable and not request.allow_unverified:
+        if request.digest is None:
+            raise Unverifiable("There is no hash to verify the image with.")
+        raise Unverifiable(
+            "Glance has only an md5 to verify the image with, and others can be made to have the same.",
+            "Upload the image again, or set 'allow_unverified: true' to carry it, verified by its md5.",
+        )
+    if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
+        qemu_img.require_qemu_img()
 
 
 def fetch(request: ImportRequest, volume: Volume, source: Source, staged: Staged, watcher: Watcher) -> Received:
@@ -51,10 +68,6 @@ def fetch(request: ImportRequest, volume: Volume, source: Source, staged: Staged
 
     :raises FerryError: it could not; nothing that was there before is touched unless the volume is a block device.
     """
-    if request.digest is None and not request.allow_unverified:
-        raise Unverifiable("There is no hash to verify the image with.")
-    if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
-        qemu_img.require_qemu_img()
     source.learn_size()
     methods: dict[str, t.Callable[..., _Method]] = {"verbatim": _Verbatim, "decode": _Decode, "convert": _Convert}
     with storage_errors(f"write {volume.label}"):
@@ -184,7 +197,7 @@ class _Decode(_Method):
     """A qcow2 becomes a raw disk while it arrives."""
 
     def run(self) -> Received:
-        folder = _staging_folder(self.request, self.volume)
+        folder = staging_folder(self.volume, self.request.staging_dir)
         decoder = Qcow2Decoder(_LateSink(self.staged), folder, self.request.min_size)
         try:
             received = self.receive(decoder)
@@ -205,8 +218,7 @@ class _Convert(_Method):
 
     def run(self) -> Received:
         request = self.request
-        name = "-".join(self.volume.label.strip("/").split("/")[-2 if self.volume.is_block else -1 :])
-        path = os.path.join(_staging_folder(request, self.volume), f"{name}.imageferry-source")
+        path = copy_path(self.volume, staging_folder(self.volume, request.staging_dir))
         wanted = dataclasses.replace(request.wanted, format=request.source_format)
         resumable = request.digest is not None and request.decompress == "none"
         with FileVolume(path) as copy, copy.staged(request.lock_timeout, wanted, resumable) as source:
@@ -254,8 +266,3 @@ class _Convert(_Method):
 def _grow_qcow2(fd: int, virtual_size: int, least: int) -> None:
     if virtual_size < least:
         qemu_img.resize(fd, "qcow2", least)
-
-
-def _staging_folder(request: ImportRequest, volume: Volume) -> str:
-    """Where to put what cannot be written to the volume at once: beside a file, as there is room for it."""
-    return request.staging_dir or (_BIG_STAGING if volume.is_block else os.path.dirname(volume.path))

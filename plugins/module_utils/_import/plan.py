@@ -15,7 +15,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth imp
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, VolumeExists
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, check_head
-from ansible_collections.imageferry.glance.plugins.module_utils._import.methods import fetch
+from ansible_collections.imageferry.glance.plugins.module_utils._import.methods import check_can_fetch, fetch
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import Received, Source, Watcher
@@ -43,7 +43,15 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     :raises VolumeExists: something else is there, and may not be replaced.
     :raises VolumeInUse: what is there would have to be replaced, and is in use.
     :raises VolumeInvalid: what is there is not a file.
+    :raises Unverifiable, MissingDependency: see L(check_can_fetch).
     """
+    plan = _decide(request, volume)
+    if plan.action in ("import", "replace"):
+        check_can_fetch(request)
+    return plan
+
+
+def _decide(request: ImportRequest, volume: Volume) -> Plan:
     there = volume.stat()
     if there is None:
         return Plan("import", f"{volume.label} did not exist")
@@ -56,9 +64,11 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
     if request.overwrite != "always":
         if held is not None and held.is_same_image(request.wanted) and held.format == request.wanted.format:
             return _plan_held(request, volume, held)
-        if held is None and request.is_copy and _has_content(request, volume, there.size):
-            return Plan("adopt", f"{volume.label} already had this image's content, and is now known as it")
+        if request.is_copy and _has_content(request, volume, there.size, held):
+            return _plan_adopted(request, volume, held)
     holds = _named(held)
+    if held is not None and held.is_doubtful(request.wanted):
+        holds += f", of which no {request.wanted.hash_algo} is known"
     is_image = held is not None and held.is_image
     if request.overwrite == "never" or (request.overwrite == "imported" and not is_image):
         raise VolumeExists(f"{volume.label} exists and holds {holds}.")
@@ -78,13 +88,28 @@ def _named(held: Provenance | None) -> str:
 
 def _plan_held(request: ImportRequest, volume: Volume, held: Provenance) -> Plan:
     """What is left to do where the image is already: giving its disk the size that is asked for."""
-    unchanged = Plan("unchanged", f"{volume.label} already holds this image", held)
-    disk = read_disk(volume, held.format, ()) if request.min_size and held.format in ("raw", "qcow2") else None
+    growth = _plan_growth(request, volume)
+    if growth is None:
+        return Plan("unchanged", f"{volume.label} already holds this image", held)
+    return Plan("grow", growth.reason, held, growth)
+
+
+def _plan_adopted(request: ImportRequest, volume: Volume, held: Provenance | None) -> Plan:
+    """What is to be done where the image's content is already, and nobody knows it for that."""
+    reason = f"{volume.label} already had this image's content, and is now known as it"
+    growth = _plan_growth(request, volume)
+    return Plan("adopt", f"{reason}; it grows: {growth.reason}" if growth else reason, held, growth)
+
+
+def _plan_growth(request: ImportRequest, volume: Volume) -> Growth | None:
+    """What it takes to give the image's disk the size that is asked for; None when it has it."""
+    image_format = request.wanted.format
+    disk = read_disk(volume, image_format, ()) if request.min_size and image_format in ("raw", "qcow2") else None
     if disk is None or disk.virtual_size is None or disk.virtual_size >= request.min_size:
-        return unchanged
+        return None
     with connected() as connection:
-        growth = plan_growth(volume, str(request.min_size), None, None, connection, request.headroom)
-    return Plan("grow", growth.reason, held, growth) if growth.changes else unchanged
+        growth = plan_growth(volume, str(request.min_size), image_format, None, connection, request.headroom)
+    return growth if growth.changes else None
 
 
 def carry_out(
@@ -119,18 +144,26 @@ def carry_out(
 def _settle(request: ImportRequest, volume: Volume, plan: Plan) -> None:
     """Does what takes no transfer."""
     if plan.action == "adopt":
-        volume.adopt(dataclasses.replace(request.wanted, adopted=True))
+        held = plan.before
+        size = request.wanted.size or (held.size if held else None)
+        volume.adopt(dataclasses.replace(request.wanted, size=size, adopted=held.adopted if held else True))
     if plan.growth is not None:
         with connected() as connection:
             grow(volume, plan.growth, connection)
 
 
-def _has_content(request: ImportRequest, volume: Volume, size: int) -> bool:
-    """Whether the volume holds the image's very bytes; it is only read when its size allows that."""
-    end = request.wanted.size
-    if request.digest is None or (volume.is_block and end is None):
+def _has_content(request: ImportRequest, volume: Volume, size: int, held: Provenance | None) -> bool:
+    """Whether the volume holds the image's very bytes, as nothing that is known of it says.
+
+    It is only read when its size allows that; what is known to be from there may have been grown.
+    """
+    is_enough = request.is_verifiable or request.allow_unverified
+    if request.digest is None or not is_enough or not (held is None or held.is_doubtful(request.wanted)):
         return False
-    if end is not None and (size < end if volume.is_block else size != end):
+    end = request.wanted.size or (held.size if held else None)
+    if volume.is_block and end is None:
+        return False
+    if end is not None and (size < end if volume.is_block or held else size != end):
         return False
     hasher = request.digest.hasher()
     with volume.open() as fd, storage_errors(f"read {volume.label}"):

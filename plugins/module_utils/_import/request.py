@@ -24,7 +24,8 @@ class ImportRequest:
     :param min_size: the least virtual size of the volume, in bytes; 0 for the image's own.
     :param headroom: what a qcow2 on a block device can grow by: bytes, a share of its virtual size, or V(full).
     :param overwrite: V(never), V(imported), V(different) or V(always).
-    :param allow_unverified: whether an image without any hash may be carried.
+    :param takes_md5: whether an md5 is enough to verify the image with, as the user has chosen it.
+    :param allow_unverified: whether an image without a hash that is enough may be carried.
     :param max_virtual_size: the largest disk, in bytes.
     :param lock_timeout: seconds to wait for another import to the same volume.
     :param staging_dir: where to put what cannot be written to the volume at once; None for beside it.
@@ -38,6 +39,7 @@ class ImportRequest:
     min_size: int
     headroom: str
     overwrite: str
+    takes_md5: bool
     allow_unverified: bool
     max_virtual_size: int
     lock_timeout: float
@@ -49,6 +51,11 @@ class ImportRequest:
         if self.wanted.hash_algo and self.wanted.hash_value:
             return Digest(self.wanted.hash_algo, self.wanted.hash_value)
         return None
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether the hash tells the image from all others, also from those made to be taken for it."""
+        return self.digest is not None and (self.takes_md5 or self.digest.algorithm != "md5")
 
     @property
     def method(self) -> str:

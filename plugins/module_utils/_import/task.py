@@ -30,6 +30,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._module import (
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.checksum import read_checksum
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, public_url
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.parallel import (
     ParallelSource,
@@ -62,7 +63,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     )
     try:
         request = _request(module, options)
-        with open_volume(params, mode_of_new_file(module), params["preallocation"]) as volume:
+        with open_volume(params, mode_of_new_file(module), _preallocation(request)) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
@@ -94,10 +95,16 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
         headroom=params["headroom"],
         staging_dir=params["staging_dir"],
         overwrite=params["overwrite"],
+        takes_md5=params["checksum"] is not None,
         allow_unverified=params["allow_unverified"],
         max_virtual_size=parse_size(params["max_virtual_size"], "max_virtual_size"),
         lock_timeout=params["lock_timeout"],
     )
+
+
+def _preallocation(request: ImportRequest) -> str:
+    """The storage of a new file; a qcow2 that is not converted has what it comes with."""
+    return "off" if request.wanted.format == "qcow2" and request.method == "verbatim" else request.preallocation
 
 
 def _source_format(params: dict[str, t.Any]) -> str:
@@ -134,13 +141,20 @@ def _qcow2_options(params: dict[str, t.Any], volume_format: str) -> Qcow2Options
 
 def _wanted_image(params: dict[str, t.Any], volume_format: str) -> Provenance:
     image = params["_image"]
-    algorithm, value = image.get("os_hash_algo"), image.get("os_hash_value")
-    if not value:
-        algorithm, value = ("md5", image["checksum"]) if image.get("checksum") else (None, None)
+    in_glance = ((image.get("os_hash_algo"), image.get("os_hash_value")), ("md5", image.get("checksum")))
+    digest = _usable(params, [Digest(algorithm, value) for algorithm, value in in_glance if value])
     metadata = {key: value for key, value in image.items() if value is not None and not _is_fleeting(key)}
-    return Provenance(
-        image["id"], image.get("name"), algorithm, value, image.get("size"), volume_format, metadata=metadata
-    )
+    known = {"name": image.get("name"), "size": image.get("size"), "metadata": metadata}
+    return dataclasses.replace(_provenance(image["id"], digest, volume_format), **known)
+
+
+def _usable(params: dict[str, t.Any], digests: list[Digest]) -> Digest | None:
+    """The first of the image's hashes; where none is needed, one that this host does not know is none."""
+    return next((digest for digest in digests if digest.is_known or not params["allow_unverified"]), None)
+
+
+def _provenance(source: str, digest: Digest | None, volume_format: str) -> Provenance:
+    return Provenance(source, None, digest and digest.algorithm, digest and digest.value, None, volume_format)
 
 
 def _is_fleeting(key: str) -> bool:
@@ -149,10 +163,8 @@ def _is_fleeting(key: str) -> bool:
 
 
 def _wanted_url(params: dict[str, t.Any], options: HttpOptions, volume_format: str) -> Provenance:
-    digest = read_checksum(params["checksum"], params["url"], options) if params["checksum"] else None
-    return Provenance(
-        public_url(params["url"]), None, digest and digest.algorithm, digest and digest.value, None, volume_format
-    )
+    digests = [read_checksum(params["checksum"], params["url"], options)] if params["checksum"] else []
+    return _provenance(public_url(params["url"]), _usable(params, digests), volume_format)
 
 
 _DONE = {
@@ -196,14 +208,12 @@ def _how(received: Received | None) -> str:
 
 
 def _diff(plan: Plan, wanted: Provenance) -> dict[str, dict[str, t.Any]]:
-    """What changes: the image, or the sizes of the disk that holds it already."""
+    """What changes: the image, and the sizes of the disk that holds it already."""
     before = _known(plan.before)
+    after = before if plan.action in ("unchanged", "grow") else _known(wanted)
     if plan.growth is not None:
-        return {
-            "before": {**before, **plan.growth.before.to_dict()},
-            "after": {**before, **plan.growth.after.to_dict()},
-        }
-    return {"before": before, "after": before if plan.action == "unchanged" else _known(wanted)}
+        before, after = {**before, **plan.growth.before.to_dict()}, {**after, **plan.growth.after.to_dict()}
+    return {"before": before, "after": after}
 
 
 def _known(provenance: Provenance | None) -> dict[str, t.Any]:

@@ -109,10 +109,14 @@ class Control:
         return os.path.join(self._folder, name)
 
     def _tell(self) -> None:
+        last, since = 0, time.monotonic()  # the clock that files are dated by may be set meanwhile
         while True:
             self._write()
             with contextlib.suppress(FileNotFoundError):
-                self._unseen = time.time() - os.stat(self._path("watched")).st_mtime
+                looked = os.stat(self._path("watched")).st_mtime_ns
+                if looked != last:
+                    last, since = looked, time.monotonic()
+            self._unseen = time.monotonic() - since
             if self._unseen > ABANDONED_AFTER:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return

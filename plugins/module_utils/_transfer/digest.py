@@ -28,6 +28,11 @@ class Digest(t.NamedTuple):
             raise Unverifiable(f"The hash algorithm {self.algorithm} is unknown on this host.")
         return found
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this Python has the algorithm."""
+        return _hasher(self.algorithm) is not None
+
     @classmethod
     def parse(cls, text: str) -> Digest:
         """Reads get_url's form: V(sha512:0123…).

@@ -230,7 +230,7 @@ class StagedBlock:
         if size is None and not self._existed:
             raise VolumeInvalid(
                 f"{self._volume.label} does not exist, and nobody says how large the disk is.",
-                "Create it first, or import from a server that tells the size.",
+                "Set 'size', create it first, or import from a server that tells the size.",
             )
         with storage_errors(f"prepare {self._volume.label}"):
             if self._volume.make_room(max(size or 0, certain)):

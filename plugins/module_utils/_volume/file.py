@@ -29,6 +29,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
     Provenance,
+    drop_provenance,
     forget_provenance,
     read_mark,
     read_provenance,
@@ -108,6 +109,38 @@ class FileVolume:
         found = self._lstat(self.partial)
         return found is not None and found.st_size > 0
 
+    def holds_given_up(self) -> bool:
+        """Whether an import that was given up has left a partial file.
+
+        :raises VolumeInUse: one is going on.
+        """
+        found = self._lstat(self.partial)
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            return False
+        with storage_errors(f"look at {self.partial} beside {self.path}"):
+            fd = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            if not _lock(fd):
+                raise self._is_imported_to()
+        finally:
+            os.close(fd)
+        return True
+
+    def remove_given_up(self, wipe: bool) -> None:
+        """Removes what an import that was given up has left, if it has.
+
+        :param wipe: whether zeros are written over it before.
+        :raises VolumeInUse: another import is going on.
+        """
+        fd = self._lock_partial(time.monotonic())
+        try:
+            with storage_errors(f"remove {self.partial} beside {self.path}"):
+                if wipe:
+                    _zero(fd)
+                os.unlink(self.partial, dir_fd=self._folder)
+        finally:
+            os.close(fd)
+
     @staticmethod
     def name_of_partial(name: str) -> str | None:
         """The name of the file that the partial file called C(name) is to become; None when it is no partial file."""
@@ -181,17 +214,18 @@ class FileVolume:
         with self.locked(0), storage_errors(f"remove {self.path}"):
             self.check_not_in_use()
             if wipe:
-                self._wipe(found.st_size)
+                self._wipe()
             os.unlink(self.name, dir_fd=self._folder)
             forget_provenance(self._folder, self.name)
             os.fsync(self._folder)
 
-    def _wipe(self, size: int) -> None:
+    def _wipe(self) -> None:
         fd = os.open(self.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
-        with open(fd, "wb", buffering=0) as file:
-            while (left := size - file.tell()) > 0:
-                file.write(bytes(min(BLOCK, left)))
-            os.fsync(fd)
+        try:
+            drop_provenance(fd, self._folder, self.name)  # a half wiped one must not be taken for whole
+            _zero(fd)
+        finally:
+            os.close(fd)
 
     def check_space(self, size: int) -> None:
         """
@@ -248,11 +282,12 @@ class FileVolume:
             if claimed:
                 return fd
             if not locked and time.monotonic() > deadline:
-                raise VolumeInUse(
-                    f"Another import to {self.path} is running.", "Wait for it to end, or raise 'lock_timeout'."
-                )
+                raise self._is_imported_to()
             if not locked:
                 time.sleep(_LOCK_POLL)
+
+    def _is_imported_to(self) -> VolumeInUse:
+        return VolumeInUse(f"Another import to {self.path} is running.", "Wait for it to end, or raise 'lock_timeout'.")
 
     def _open_partial(self) -> int:
         found = self._lstat(self.partial)
@@ -357,6 +392,15 @@ class StagedFile:
         """Puts the file in place; see L(Staged.publish)."""
         self._volume.publish(self.fd, provenance, over)
         self.published = True
+
+
+def _zero(fd: int) -> None:
+    """Writes zeros over all of the file, durably."""
+    size = os.fstat(fd).st_size
+    position = 0
+    while position < size:
+        position += os.pwrite(fd, bytes(min(BLOCK, size - position)), position)
+    os.fsync(fd)
 
 
 def _lock(fd: int) -> bool:

@@ -68,6 +68,7 @@ class LogicalVolume(t.NamedTuple):
     layout: str
     pool: str
     is_active: bool
+    permissions: str
     data_percent: float | None
     extent: int
     free: int
@@ -266,6 +267,8 @@ class LvmVolume(BlockVolume):
         found = self.look()
         if found is not None:
             facts.update(uuid=found.uuid, layout=found.layout, thin_pool=found.pool or None, active=found.is_active)
+            facts.update(tags=[tag for tag in found.tags if not _is_ours(tag)], permissions=found.permissions)
+            facts.update(data_percent=found.data_percent if found.pool else None)
         extent, free = (found.extent, found.free) if found else self._group()
         return {**facts, "extent_size": extent, "group_free": free}
 
@@ -401,6 +404,7 @@ def _parse_lv(row: dict[str, str], label: str) -> LogicalVolume:
         layout=row["lv_layout"],
         pool=row["pool_lv"] if "thin" in row["lv_layout"].split(",") else "",
         is_active=row["lv_active"] not in ("", "unknown"),
+        permissions=row["lv_permissions"],
         data_percent=float(percent) if percent else None,
         extent=int(row["vg_extent_size"]),
         free=int(row["vg_free"]),

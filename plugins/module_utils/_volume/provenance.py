@@ -54,11 +54,19 @@ class Provenance:
         """Whether it came as an image: of a disk that was made here, the source is a word or another volume."""
         return "://" in self.source or IMAGE_ID.fullmatch(self.source) is not None
 
-    def is_same_image(self, other: Provenance) -> bool:
-        """Whether both speak of the same bytes: by hash where they can be compared, else by source."""
-        if self.hash_value and self.hash_algo == other.hash_algo:
-            return self.hash_value == other.hash_value
-        return self.source == other.source
+    def is_same_image(self, wanted: Provenance) -> bool:
+        """Whether both speak of the same bytes: by hash where they can be compared, else by source.
+
+        Glance never changes an image's bytes; those at an address may be others than those that a hash was given for.
+        """
+        if self.hash_value and self.hash_algo == wanted.hash_algo:
+            return self.hash_value == wanted.hash_value
+        return self.source == wanted.source and not self.is_doubtful(wanted)
+
+    def is_doubtful(self, wanted: Provenance) -> bool:
+        """Whether it is of the same address, but of no hash that could be compared with that of C(wanted)."""
+        is_comparable = not wanted.hash_value or (self.hash_value and self.hash_algo == wanted.hash_algo)
+        return self.source == wanted.source and not is_comparable and not IMAGE_ID.fullmatch(self.source)
 
     def is_same_download(self, other: Provenance) -> bool:
         """Whether the beginning of the one is the beginning of the other: the same bytes of the same origin."""
@@ -136,6 +144,18 @@ def forget_provenance(folder: int, name: str) -> None:
     """Removes what is kept beside the file C(name) in C(folder), once that is gone."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_sidecar(name), dir_fd=folder)
+
+
+def drop_provenance(fd: int, folder: int, name: str) -> None:
+    """Forgets, durably, which image the open file C(fd), called C(name) in C(folder), holds."""
+    try:
+        os.removexattr(fd, XATTR)
+    except OSError as err:
+        if err.errno not in (errno.ENODATA, *_NO_XATTR):
+            raise
+    forget_provenance(folder, name)
+    os.fsync(fd)
+    os.fsync(folder)
 
 
 def _sidecar(name: str) -> str:

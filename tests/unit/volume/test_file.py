@@ -299,3 +299,21 @@ def test_a_file_that_is_removed_leaves_nothing(mount, kind, wipe):
         assert volume.stat() is None
     assert os.listdir(folder) == ["link"]
     assert (folder / "link").read_bytes() == (bytes(len(CONTENT)) if wipe else CONTENT)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
+def test_a_file_that_is_not_wiped_to_its_end_is_not_taken_for_whole(mount, kind):
+    folder = mount(kind)
+    put(folder)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with FileVolume(str(folder / "disk")) as volume:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100000, old[1]))
+        try:
+            with pytest.raises(NoSpace):
+                volume.remove(wipe=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert (folder / "disk").read_bytes() == bytes(100000) + CONTENT[100000:]
+        assert volume.provenance() is None
+        volume.remove(wipe=True)
+    assert os.listdir(folder) == []

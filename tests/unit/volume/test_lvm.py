@@ -84,6 +84,26 @@ def test_a_report_is_read():
 
 
 @pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({}, {"layout": "linear", "thin_pool": None, "data_percent": None, "active": True}),
+        (
+            {"lv_layout": "thin,sparse", "pool_lv": "pool", "data_percent": "25.00", "lv_active": ""},
+            {"layout": "thin,sparse", "thin_pool": "pool", "data_percent": 25.0, "active": False},
+        ),
+    ],
+)
+def test_what_lvm_says_of_it_is_told(tmp_path, monkeypatch, row, told):
+    tags = ",".join(["backup", *lvm.make_tags(HELD), "web"])
+    monkeypatch.setattr(lvm, "_report", lambda *_arguments: [{**ROW, "lv_tags": tags, **row}])
+    monkeypatch.setattr(lvm, "_program", lambda name: name)
+    assert lvm.LvmVolume("vg0", "web01", ledger=Ledger(str(tmp_path))).describe() == {
+        "type": "lv", "path": "/dev/vg0/web01", "vg": "vg0", "lv": "web01", "uuid": "a-b", "permissions": "writeable",
+        "tags": ["backup", "web"], "extent_size": 4194304, "group_free": 8585740288, **told,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("fault", "message"),
     [
         ({"lv_role": "private,thin,pool,metadata"}, "inner part"),
@@ -163,3 +183,11 @@ def test_what_came_into_being_while_it_waited_is_seen(tmp_path, monkeypatch):
     with volume.staged(0, HELD, True):
         assert volume.stat() and volume.provenance() == HELD
     assert volume.stat() is not None
+
+
+def test_a_new_one_needs_a_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(lvm, "_report", lambda *_arguments: [])
+    monkeypatch.setattr(lvm, "_program", lambda name: name)
+    volume = lvm.LvmVolume("vg0", "web01", ledger=Ledger(str(tmp_path)))
+    with volume.staged(0, HELD, True) as staged, pytest.raises(VolumeInvalid, match="'size'"):
+        staged.reserve(None)

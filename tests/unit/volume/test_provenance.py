@@ -105,6 +105,14 @@ def test_a_sidecar_that_is_no_file_harms_nobody(mount, kind, suffix):
 def test_the_same_image_is_known_by_its_hash_else_by_its_source():
     assert HELD.is_same_image(replace(HELD, source="other", name=None, imported_at=None))
     assert not HELD.is_same_image(replace(HELD, hash_value="00fe"))
-    assert HELD.is_same_image(replace(HELD, hash_algo="md5"))
     assert not HELD.is_same_image(replace(HELD, hash_algo="md5", source="other"))
     assert replace(HELD, hash_value=None).is_same_image(replace(HELD, hash_value=None))
+    assert HELD.is_same_image(replace(HELD, hash_algo=None, hash_value=None))
+
+
+@pytest.mark.parametrize("known", [{"hash_algo": "md5"}, {"hash_algo": None, "hash_value": None}])
+def test_only_of_an_image_in_glance_a_hash_that_cannot_be_compared_is_no_news(known):
+    in_glance = replace(HELD, source="6f1b2c3d-0000-4000-8000-00000000abcd")
+    assert replace(in_glance, **known).is_same_image(in_glance)
+    assert not replace(in_glance, **known).is_doubtful(in_glance)
+    assert not replace(HELD, **known).is_same_image(HELD) and replace(HELD, **known).is_doubtful(HELD)
