@@ -89,7 +89,7 @@ class FrameExpander:
         :raises ZstdError: the frame is damaged, or asks for a larger window.
         """
         given, content = self._rest or data, bytearray(most)
-        taken = _Buffer(ctypes.cast(given, ctypes.c_void_p), len(given), 0)
+        taken = _Buffer(ctypes.cast(ctypes.c_char_p(given), ctypes.c_void_p), len(given), 0)
         made = _Buffer(ctypes.cast(_address(content), ctypes.c_void_p), most, 0)
         left = self._library.ZSTD_decompressStream(self._context.pointer, ctypes.byref(made), ctypes.byref(taken))
         self.eof = not _checked(self._library, left)
