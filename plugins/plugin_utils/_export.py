@@ -9,6 +9,8 @@ import typing as t
 from dataclasses import replace
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageConflict, ImageExists
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import check_stored
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import (
@@ -67,6 +69,7 @@ class Export:
         self._cloud = cloud
         self._params = params
         self._draft: Image | None = None
+        self._stored: Image | None = None
         self._present = [image for image in self._find() if image["status"] == "active" and DRAFT_OF not in image]
 
     def _find(self) -> list[Image]:
@@ -110,31 +113,41 @@ class Export:
         return self._present if self._params["on_existing"] == "replace" else []
 
     def draft(self, surveyed: Surveyed) -> Image:
-        """A queued image for the disk.
+        """A queued image for the disk, in the place of one that came to nothing.
 
         What killed exports of it have left is removed first: the host has just seen that none is going on.
         """
+        self.discard()
         for left in _record.leftovers(self._cloud, DRAFT_OF, surveyed.key):
             _record.discard(self._cloud, left)
         spec, mark = self._spec(surveyed), {DRAFT_OF: surveyed.key}
         self._draft = _record.create(self._cloud, spec, self._params["id"], mark)
         return self._draft
 
-    def publish(self, identity: str, surveyed: Surveyed, check: t.Callable[[Image], None]) -> Image:
-        """Shows the image that the draft has become, and removes what it replaces.
+    def verify(self, surveyed: Surveyed, size: int, digests: t.Sequence[Digest]) -> str | None:
+        """Holds what Glance has of the draft against what was sent.
 
-        :param check: raises an error if Glance has not got what was sent.
+        :returns: the hash that Glance computes, if it is none of those; None where all is well.
+        :raises FerryError: Glance has not got what was sent.
         """
         if self._draft is None:
             raise ImageConflict(f"No image was made for {surveyed.volume['label']}.")
         stored = _record.show(self._cloud, self._draft["id"])
         if stored["status"] != "active":
             raise ImageConflict(f"The image '{self.name}' ({stored['id']}) is {stored['status']}, not active.")
-        check(stored)
+        if check_stored(stored, size, digests) is None:
+            return stored.get("os_hash_algo") or ""
+        self._stored = stored
+        return None
+
+    def publish(self, surveyed: Surveyed) -> Image:
+        """Shows the image that the draft has become, which L(verify) has found well, and removes what it replaces."""
+        if self._stored is None:
+            raise ImageConflict(f"The image of {surveyed.volume['label']} was not verified.")
         spec = self._spec(surveyed)
-        spec = replace(spec, properties={**spec.properties, CONTENT: identity})
-        image = _record.publish(self._cloud, stored, spec, drop=(DRAFT_OF,))
-        self._draft = None
+        spec = replace(spec, properties={**spec.properties, CONTENT: surveyed.identity})
+        image = _record.publish(self._cloud, self._stored, spec, drop=(DRAFT_OF,))
+        self._draft = self._stored = None
         for old in self._retiring:
             _record.retire(self._cloud, old)
         return image
@@ -143,7 +156,7 @@ class Export:
         """Leaves nothing behind of an image that was not published."""
         if self._draft is not None:
             _record.discard(self._cloud, self._draft)
-            self._draft = None
+            self._draft = self._stored = None
 
     def reason(self) -> str:
         """Why a new image is needed, in words."""

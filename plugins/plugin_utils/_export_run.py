@@ -11,13 +11,13 @@ from ansible_collections.imageferry.glance.plugins.module_utils._arguments impor
     cloud_spec,
     export_spec,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import TokenExpired
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import TokenExpired, Unverifiable
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import check_stored
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Surveyed
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, Update
+from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Update
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
@@ -45,11 +45,15 @@ def run_export(
     disks = [_Disk(exports[found["disk"]], Surveyed(**found)) for found in looked["disks"]]
     missing = [disk for disk in disks if not disk.is_there()]
     if not action.is_check:
-        failure = _push(host, missing) if missing else None
-        if failure is not None:
-            return failure
-        for disk in disks:
-            disk.settle()
+        try:
+            failure = _push(host, missing) if missing else None
+            if failure is not None:
+                return failure
+            for disk in disks:
+                disk.settle()
+        finally:
+            for disk in missing:
+                disk.export.discard()  # of those that were not shown, whatever has happened
     return _result(disks, bool(params["disks"]))
 
 
@@ -70,14 +74,16 @@ class _Host:
         reads = any(known.values()) and not self._action.is_check
         return self._run({"_known": known}, None, reads)
 
-    def push(self, disks: t.Sequence[_Disk]) -> dict[str, t.Any]:
-        """What the host says of how it brought the disks to their drafts."""
+    def push(self, disks: t.Sequence[_Disk], hashes: t.Sequence[str]) -> dict[str, t.Any]:
+        """What the host says of how it brought the disks to their drafts.
+
+        :param hashes: the algorithms to hash with what is sent.
+        """
         options = cloud_options(self._params)
         token = self._action.ask_once({"token": options}, lambda: issue_token(self._cloud))
         tokens = TokenChain(token, options)
         client_cert, client_key = self._cloud.client_certificate()
-        algorithm = hash_algorithm(self._cloud)
-        targets = {disk.surveyed.disk: {**self._target(disk), "hash": algorithm} for disk in disks}
+        targets = {disk.surveyed.disk: {**self._target(disk), "hashes": list(hashes)} for disk in disks}
         arguments: dict[str, t.Any] = {
             "_images": targets,
             "_known": {},
@@ -91,6 +97,11 @@ class _Host:
             arguments["disks"] = [item for item in self._params["disks"] if item["disk"] in targets]
         sizes = [disk.surveyed.virtual_size for disk in disks]
         return self._run(arguments, tokens, any(size is None or size >= WORTH_WATCHING for size in sizes))
+
+    def likely_hashes(self) -> t.Sequence[str]:
+        """The one algorithm that is enough most likely; all where a second try would need an id a second time."""
+        algorithm = hash_algorithm(self._cloud)
+        return ALGORITHMS if algorithm is None or self._params["id"] else [algorithm]
 
     def _target(self, disk: _Disk) -> dict[str, t.Any]:
         image = disk.export.draft(disk.surveyed)
@@ -120,6 +131,7 @@ class _Disk:
     def __init__(self, export: Export, surveyed: Surveyed) -> None:
         self.export, self.surveyed = export, surveyed
         self._transfer: dict[str, t.Any] | None = None
+        self.unverified: str | None = None
         self._update = export.decide(surveyed)
         self._new = self._update is None
         if self._update is None:
@@ -133,25 +145,23 @@ class _Disk:
         return not self._new
 
     def take(self, pushed: dict[str, t.Any]) -> None:
-        """Shows the image that its host has pushed, or that turned out to be there."""
+        """Verifies the image that its host has pushed, or meets the one that turned out to be there."""
         self.surveyed = self.surveyed._replace(identity=pushed["identity"], virtual_size=pushed["virtual_size"])
         transfer = pushed["transfer"]
-        if transfer is None:
+        self._new = transfer is not None
+        if not self._new:
             self.export.discard()
-            self._new = False
             self._meet(self.export.update(self.surveyed))
             return
         digests = [Digest(*digest) for digest in pushed["digests"]]
-
-        def check(stored: Image) -> None:
-            check_stored(stored, transfer["bytes"], digests)
-
-        self._image = self.export.publish(pushed["identity"], self.surveyed, check)
+        self.unverified = self.export.verify(self.surveyed, transfer["bytes"], digests)
         self._transfer = {**transfer, "quiesced": pushed["quiesced"]}
 
     def settle(self) -> None:
-        """Brings an image up to date that was there already."""
-        if self._update is not None:
+        """Shows the image that is new, or brings the one up to date that was there already."""
+        if self._new:
+            self._image = self.export.publish(self.surveyed)
+        elif self._update is not None:
             self._image = self.export.settle(self.surveyed, self._update)
 
     def _meet(self, update: Update) -> None:
@@ -176,18 +186,29 @@ class _Disk:
 
 
 def _push(host: _Host, disks: t.Sequence[_Disk]) -> dict[str, t.Any] | None:
-    """Has the host push the disks, and shows their images; what the host says when it failed."""
-    try:
-        answer = host.push(disks)
-        if "disks" not in answer:
-            return answer
-        pushed = {found["disk"]: found for found in answer["disks"]}
-        for disk in disks:
-            disk.take(pushed[disk.surveyed.disk])
-    finally:
-        for disk in disks:
-            disk.export.discard()  # of those that were not shown, whatever has happened
-    return None
+    """Has the host push the disks, and verifies their images; what the host says when it failed.
+
+    :raises Unverifiable: Glance computes no hash that the host can.
+    """
+    failure, unknown = _try_push(host, disks, host.likely_hashes())
+    if failure is None and unknown:
+        failure, unknown = _try_push(host, disks, sorted({*ALGORITHMS, *filter(None, unknown)}))
+        if unknown:
+            raise Unverifiable("Glance computed no hash that is known here.", "See 'hashing_algorithm' of its settings.")
+    return failure
+
+
+def _try_push(
+    host: _Host, disks: t.Sequence[_Disk], hashes: t.Sequence[str]
+) -> tuple[dict[str, t.Any] | None, list[str]]:
+    """What the host says when it failed, and what Glance hashes with where it is none of C(hashes)."""
+    answer = host.push(disks, hashes)
+    if "disks" not in answer:
+        return answer, []
+    pushed = {found["disk"]: found for found in answer["disks"]}
+    for disk in disks:
+        disk.take(pushed[disk.surveyed.disk])
+    return None, [disk.unverified for disk in disks if disk.unverified is not None]
 
 
 def _result(disks: t.Sequence[_Disk], several: bool) -> dict[str, t.Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -23,6 +24,17 @@ from conftest import (
 )
 
 CONTENTS = Path("/var/lib/imageferry/contents")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(MIB))
+    return path
+
+
+def identities(glance, name):
+    return sorted(image["id"] for image in listed(glance, name))
 
 
 @pytest.fixture
@@ -209,3 +221,16 @@ def test_an_unchanged_file_is_not_read_again(export, tmp_path):
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "identity": "1:another"}))
     assert export(f"path: {disk}\nname: remembered", "--check")["changed"], "what is kept is believed"
     assert not export(f"path: {disk}\nname: remembered\nreread: true", "--check")["changed"]
+
+
+def test_what_no_hash_is_known_of_is_sent_again(export, glance, project, disk):
+    """Glance's settings have changed since its newest image; as none of its requests can make it say so."""
+    before = export(f"path: {disk}\nname: other hash")["image"]["id"]
+    with sqlite3.connect(project.glance.folder / "glance.db") as database:
+        database.execute("UPDATE images SET os_hash_algo = 'sha256' WHERE id = ?", [before])
+    disk.write_bytes(os.urandom(MIB))
+    sent = len([line for line in project.glance_access_log.read_text().splitlines() if '"PUT ' in line])
+    made = export(f"path: {disk}\nname: other hash")
+    assert made["changed"] and identities(glance, "other hash") == [made["image"]["id"]], made
+    lines = wait_for(lambda: project.glance_access_log.read_text().splitlines())
+    assert len([line for line in lines if '"PUT ' in line]) == sent + 2

@@ -32,7 +32,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._module import h
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS, upload
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import upload
 
 _STORE = "X-Image-Meta-Store"  # Image API v2, "Upload binary image data"
 
@@ -148,7 +148,7 @@ def _push(
         data = looked.data
     hasher = ContentHasher(flat.size)
     with make_body(flat, data, _form(params, image["format"]), hasher, read) as (body, staged):
-        sent = upload(body, image["url"], options, control, [image["hash"]] if image["hash"] else ALGORITHMS)
+        sent = upload(body, image["url"], options, control, image["hashes"])
     if looked is not None and looked.identity != hasher.identity:
         raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
     if subject.guest is None:
