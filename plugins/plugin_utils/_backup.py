@@ -18,7 +18,7 @@ from dataclasses import replace
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
-from ansible_collections.imageferry.glance.plugins.plugin_utils._export import CONTENT, DRAFT_OF, Export, Surveyed
+from ansible_collections.imageferry.glance.plugins.plugin_utils._export import CONTENT, Export, Surveyed
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec
 
 _PREFIX = "owner_specified.imageferry.backup."
@@ -110,7 +110,7 @@ def backup_images(cloud: Cloud, name: str | None) -> list[Image]:
 
 
 def _is_backup(image: Image) -> bool:
-    return image["status"] == "active" and DRAFT_OF not in image and {SET, HOST, DISK, TIMES} <= image.keys()
+    return image["status"] == "active" and not _record.is_draft(image) and {SET, HOST, DISK, TIMES} <= image.keys()
 
 
 def points(images: t.Iterable[Image]) -> list[Point]:

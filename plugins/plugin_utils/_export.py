@@ -25,9 +25,6 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
 CONTENT = "owner_specified.imageferry.content"
 """The property that an image's content is told by, whatever its format."""
 
-DRAFT_OF = "owner_specified.imageferry.export"
-"""The property with the disk that a draft is to hold; only a draft has it."""
-
 _PROTECTED = "Set 'on_existing: new' to leave it beside the new one, or take its protection off first."
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
@@ -70,7 +67,7 @@ class Export:
         self._params = params
         self._draft: Image | None = None
         self._stored: Image | None = None
-        self._present = [image for image in self._find() if image["status"] == "active" and DRAFT_OF not in image]
+        self._present = [image for image in self._find() if image["status"] == "active" and not _record.is_draft(image)]
 
     def _find(self) -> list[Image]:
         """The images that may hold the disk's content already, those first that matter most."""
@@ -118,9 +115,9 @@ class Export:
         What killed exports of it have left is removed first: the host has just seen that none is going on.
         """
         self.discard()
-        for left in _record.leftovers(self._cloud, DRAFT_OF, surveyed.key):
+        for left in _record.leftovers(self._cloud, _record.EXPORT_OF, surveyed.key):
             _record.discard(self._cloud, left)
-        spec, mark = self._spec(surveyed), {DRAFT_OF: surveyed.key}
+        spec, mark = self._spec(surveyed), {_record.EXPORT_OF: surveyed.key}
         self._draft = _record.create(self._cloud, spec, self._params["id"], mark)
         return self._draft
 
@@ -146,7 +143,7 @@ class Export:
             raise ImageConflict(f"The image of {surveyed.volume['label']} was not verified.")
         spec = self._spec(surveyed)
         spec = replace(spec, properties={**spec.properties, CONTENT: surveyed.identity})
-        image = _record.publish(self._cloud, self._stored, spec, drop=(DRAFT_OF,))
+        image = _record.publish(self._cloud, self._stored, spec, drop=(_record.EXPORT_OF,))
         self._draft = self._stored = None
         for old in self._retiring:
             _record.retire(self._cloud, old)

@@ -21,7 +21,13 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue impor
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, Update, plan_update
 
-_UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")
+UPLOAD_OF = "owner_specified.imageferry.upload"
+"""The property with its name that an image of glance_image has until it is whole and verified."""
+
+EXPORT_OF = "owner_specified.imageferry.export"
+"""The property with its disk that an exported image has until then."""
+
+_UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")  # in the order in which a draft has them
 _DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
 
@@ -52,14 +58,23 @@ def publish(cloud: Cloud, image: Image, spec: ImageSpec, drop: t.Iterable[str] =
 
     :param drop: the properties that only a draft has.
     """
-    visible = replace(
+    return apply(cloud, image, plan_update(image, published(spec, drop)))
+
+
+def published(spec: ImageSpec, drop: t.Iterable[str]) -> ImageSpec:
+    """What a draft is to say to be what V(spec) says; see L(publish)."""
+    return replace(
         spec,
         visibility=spec.visibility or "shared",
         protected=bool(spec.protected),
         hidden=bool(spec.hidden),
-        properties={**spec.properties, **{name: None for name in drop if name in image}},
+        properties={**spec.properties, **dict.fromkeys(drop)},
     )
-    return apply(cloud, image, plan_update(image, visible))
+
+
+def is_draft(image: Image) -> bool:
+    """Whether it is not published yet; it never will be where its run was killed."""
+    return UPLOAD_OF in image or EXPORT_OF in image
 
 
 def show(cloud: Cloud, image_id: str) -> Image:
