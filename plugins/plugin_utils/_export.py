@@ -50,6 +50,41 @@ class Surveyed(t.NamedTuple):
     volume: dict[str, t.Any]
 
 
+class Renewal(t.NamedTuple):
+    """What there is to do for an image that holds the content already.
+
+    :param replaced: the images whose place it takes, which a run that was killed has left.
+    """
+
+    image: Image
+    update: Update
+    replaced: list[Image]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.update or self.replaced)
+
+    @property
+    def before(self) -> dict[str, t.Any]:
+        """What is there."""
+        return {**self.update.before, **self._beside([image["id"] for image in self.replaced])}
+
+    @property
+    def after(self) -> dict[str, t.Any]:
+        """What will be."""
+        return {**self.update.after, **self._beside([])}
+
+    def _beside(self, images: list[str]) -> dict[str, t.Any]:
+        return {"replaced": images} if self.replaced else {}
+
+    def summary(self) -> str:
+        """What is done, in words."""
+        parts = [f"{self.update.summary()} brought up to date"] if self.update else []
+        parts += [f"the image that it replaces ({image['id']}) retired" for image in self.replaced]
+        return ", ".join(parts)
+
+
 class Export:
     """One disk's way to an image.
 
@@ -67,7 +102,11 @@ class Export:
         self._params = params
         self._draft: Image | None = None
         self._stored: Image | None = None
-        self._present = [image for image in self._find() if image["status"] == "active" and not _record.is_draft(image)]
+        found = self._whole()
+        self._present = [image for image in found if not _record.is_retired(image)]
+
+    def _whole(self) -> list[Image]:
+        return [image for image in self._find() if image["status"] == "active" and not _record.is_draft(image)]
 
     def _find(self) -> list[Image]:
         """The images that may hold the disk's content already, those first that matter most."""
@@ -79,35 +118,40 @@ class Export:
         """The contents that images of this name have."""
         return [image[CONTENT] for image in self._present if image.get(CONTENT)]
 
-    def decide(self, surveyed: Surveyed) -> Update | None:
-        """What has to be changed of the image that holds the content already; None when a new one is needed.
+    def decide(self, surveyed: Surveyed) -> Renewal | None:
+        """What the image takes that holds the content already; None when a new one is needed.
 
         :raises ImageExists, ProtectedImage: a new one is, and there is one that must not go for it.
         """
         if surveyed.identity in self.known:
-            return self.update(surveyed)
+            return self.renewal(surveyed)
         if self._present and self._params["on_existing"] == "fail":
             raise ImageExists(f"The image '{self.name}' ({self._present[0]['id']}) has another content.")
-        for image in self._retiring:
+        for image in self._present if self._replaces else ():
             _record.check_removable(image, unprotect=False, remedy=_PROTECTED)
         return None
 
-    def settle(self, surveyed: Surveyed, update: Update) -> Image:
-        """Brings the image that holds the content up to date."""
-        return _record.apply(self._cloud, self.holding(surveyed), update)
+    def settle(self, renewal: Renewal) -> Image:
+        """Brings the image that holds the content up to date, and ends what a killed run had begun."""
+        image = _record.apply(self._cloud, renewal.image, renewal.update)
+        for old in renewal.replaced:
+            _record.retire(self._cloud, old)
+        return image
 
-    def holding(self, surveyed: Surveyed) -> Image:
-        """The newest image that holds the content, which is L(known)."""
-        return next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
-
-    def update(self, surveyed: Surveyed) -> Update:
-        """What has to be changed of the image that holds the content."""
-        image = self.holding(surveyed)
-        return plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
+    def renewal(self, surveyed: Surveyed) -> Renewal:
+        """What the newest image that holds the content, which is L(known), takes."""
+        image = next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
+        update = plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
+        return Renewal(image, update, self._replaced_by(image, self._present))
 
     @property
-    def _retiring(self) -> list[Image]:
-        return self._present if self._params["on_existing"] == "replace" else []
+    def _replaces(self) -> bool:
+        return bool(self._params["on_existing"] == "replace")
+
+    def _replaced_by(self, image: Image, there: t.Iterable[Image]) -> list[Image]:
+        """Those whose place an image takes; one that is protected after all stays."""
+        others = [other for other in there if other["id"] != image["id"] and not other["protected"]]
+        return others if self._replaces else []
 
     def draft(self, surveyed: Surveyed) -> Image:
         """A queued image for the disk, in the place of one that came to nothing.
@@ -145,7 +189,7 @@ class Export:
         spec = replace(spec, properties={**spec.properties, CONTENT: surveyed.identity})
         image = _record.publish(self._cloud, self._stored, spec, drop=(_record.EXPORT_OF,))
         self._draft = self._stored = None
-        for old in self._retiring:
+        for old in self._replaced_by(image, self._whole()):  # another run may have made one meanwhile
             _record.retire(self._cloud, old)
         return image
 

@@ -16,8 +16,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
-from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Surveyed
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Update
+from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Renewal, Surveyed
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
@@ -132,13 +131,13 @@ class _Disk:
         self.export, self.surveyed = export, surveyed
         self._transfer: dict[str, t.Any] | None = None
         self.unverified: str | None = None
-        self._update = export.decide(surveyed)
-        self._new = self._update is None
-        if self._update is None:
+        self._renewal = export.decide(surveyed)
+        self._new = self._renewal is None
+        if self._renewal is None:
             self._before, self._after = export.predicted(surveyed)
             self._image: dict[str, t.Any] = {"name": export.name, **self._after}
         else:
-            self._meet(self._update)
+            self._meet(self._renewal)
 
     def is_there(self) -> bool:
         """Whether an image holds the content already."""
@@ -151,7 +150,7 @@ class _Disk:
         self._new = transfer is not None
         if not self._new:
             self.export.discard()
-            self._meet(self.export.update(self.surveyed))
+            self._meet(self.export.renewal(self.surveyed))
             return
         digests = [Digest(*digest) for digest in pushed["digests"]]
         self.unverified = self.export.verify(self.surveyed, transfer["bytes"], digests)
@@ -161,17 +160,17 @@ class _Disk:
         """Shows the image that is new, or brings the one up to date that was there already."""
         if self._new:
             self._image = self.export.publish(self.surveyed)
-        elif self._update is not None:
-            self._image = self.export.settle(self.surveyed, self._update)
+        elif self._renewal is not None:
+            self._image = self.export.settle(self._renewal)
 
-    def _meet(self, update: Update) -> None:
-        """Takes note of the image that holds the content already, and of what has to be changed of it."""
-        self._update, self._image = update, self.export.holding(self.surveyed)
-        self._before, self._after = update.before, update.after
+    def _meet(self, renewal: Renewal) -> None:
+        """Takes note of the image that holds the content already, and of what there is to do for it."""
+        self._renewal, self._image = renewal, renewal.image
+        self._before, self._after = renewal.before, renewal.after
 
     def result(self) -> dict[str, t.Any]:
         """What there is to say of it."""
-        changed = self._new or bool(self._update)
+        changed = self._new or (self._renewal is not None and self._renewal.is_needed)
         volume = {**self.surveyed.volume, "virtual_size": self.surveyed.virtual_size}
         said = {"changed": changed, "msg": self._message(), "image": self._image, "volume": volume,
                 "diff": {"before": self._before, "after": self._after if changed else self._before}}  # fmt: skip
@@ -180,8 +179,8 @@ class _Disk:
     def _message(self) -> str:
         if self._new:
             return f"{self.export.done[not self._transfer]}: {self.export.reason()}."
-        if self._update:
-            return f"'{self.export.name}' holds the content already; {self._update.summary()} brought up to date."
+        if self._renewal and self._renewal.is_needed:
+            return f"'{self.export.name}' holds the content already; {self._renewal.summary()}."
         return f"Nothing to do: '{self.export.name}' holds the content already."
 
 

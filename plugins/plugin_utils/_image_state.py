@@ -39,6 +39,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._record import (
     check_removable,
     delete,
     is_draft,
+    is_retired,
     members,
     own_images,
     own_project,
@@ -78,14 +79,14 @@ class Wish:
 
 def find(cloud: Cloud, params: t.Mapping[str, t.Any]) -> list[Image]:
     """The images that the options C(id) or C(name) mean, the newest first; by name only those of the own project that
-    are no drafts."""
+    are neither drafts nor retired."""
     if params["id"]:
         try:
             return [show(cloud, params["id"])]
         except ImageNotFound:
             return []
     found = own_images(cloud, {"name": params["name"], "sort": "created_at:desc"})
-    return [image for image in found if not is_draft(image)]
+    return [image for image in found if not is_draft(image) and not is_retired(image)]
 
 
 def the_one(images: list[Image], params: t.Mapping[str, t.Any]) -> Image:

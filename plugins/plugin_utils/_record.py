@@ -27,6 +27,9 @@ UPLOAD_OF = "owner_specified.imageferry.upload"
 EXPORT_OF = "owner_specified.imageferry.export"
 """The property with its disk that an exported image has until then."""
 
+RETIRED = "owner_specified.imageferry.retired"
+"""The property of an image whose place another has taken, and that its storage could not let go of."""
+
 _UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")  # in the order in which a draft has them
 _DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
@@ -75,6 +78,11 @@ def published(spec: ImageSpec, drop: t.Iterable[str]) -> ImageSpec:
 def is_draft(image: Image) -> bool:
     """Whether it is not published yet; it never will be where its run was killed."""
     return UPLOAD_OF in image or EXPORT_OF in image
+
+
+def is_retired(image: Image) -> bool:
+    """Whether L(retire) could only hide it, and nobody has brought it back since."""
+    return RETIRED in image and bool(image["os_hidden"])
 
 
 def show(cloud: Cloud, image_id: str) -> Image:
@@ -155,7 +163,8 @@ def retire(cloud: Cloud, image: Image, unprotect: bool = False) -> str:
     try:
         delete(cloud, image, unprotect)
     except ImageConflict:  # as of a volume or a guest that is a clone of it
-        apply(cloud, image, plan_update(image, ImageSpec(hidden=True), members(cloud, image)))
+        hidden = ImageSpec(hidden=True, properties={RETIRED: "true"})
+        apply(cloud, image, plan_update(image, hidden, members(cloud, image)))
         return "is still in use, and hidden"
     return "is removed"
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageConflict
+from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
+from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from conftest import (
     MIB,
     download,
@@ -234,3 +237,35 @@ def test_what_no_hash_is_known_of_is_sent_again(export, glance, project, disk):
     assert made["changed"] and identities(glance, "other hash") == [made["image"]["id"]], made
     lines = wait_for(lambda: project.glance_access_log.read_text().splitlines())
     assert len([line for line in lines if '"PUT ' in line]) == sent + 2
+
+
+def test_a_replacement_that_was_broken_off_is_ended_by_the_next_run(export, glance, disk):
+    task = f"path: {disk}\nname: half replaced"
+    first = export(task)["image"]
+    disk.write_bytes(os.urandom(MIB))
+    second = export(f"{task}\non_existing: new")["image"]
+    predicted = export(task, "--check")
+    assert identities(glance, "half replaced") == sorted([first["id"], second["id"]])
+    done = export(task)
+    assert predicted["changed"] and done["changed"] and predicted["diff"] == done["diff"] and first["id"] in done["msg"]
+    assert identities(glance, "half replaced") == [second["id"]] and not export(task)["changed"]
+
+
+def test_a_retired_image_is_not_the_one_that_holds_the_content(export, glance, project, disk, monkeypatch):
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(project.clouds_yaml))
+
+    class InUse(Cloud):
+        def delete(self, path, **options):
+            raise ImageConflict("A volume is a clone of it.")
+
+    content, task = disk.read_bytes(), f"path: {disk}\nname: retired"
+    old = export(task)["image"]
+    disk.write_bytes(os.urandom(MIB))
+    export(f"{task}\non_existing: new")
+    cloud = InUse({"cloud": "demo", "interface": "public"})
+    assert _record.retire(cloud, record(glance, old)) == "is still in use, and hidden"
+    assert not export(task)["changed"], "the retired one is left alone"
+    disk.write_bytes(content)
+    back = export(task)
+    assert back["changed"] and not record(glance, back["image"])["os_hidden"], back
+    assert identities(glance, "retired") == [back["image"]["id"]]
