@@ -54,7 +54,10 @@ options:
     description: Name of the image.
     type: str
   id:
-    description: Id that a new image gets. By default Glance makes one up.
+    description:
+      - Id that the first image of this name gets. One that takes another's place gets one that Glance makes up, as it
+        does by default.
+      - Glance never gives an id twice, so that an export that has failed has used it up.
     type: str
   format:
     description: Disk format of the image. V(keep) is the disk's own.

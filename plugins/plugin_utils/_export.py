@@ -162,8 +162,14 @@ class Export:
         for left in _record.leftovers(self._cloud, _record.EXPORT_OF, surveyed.key):
             _record.discard(self._cloud, left)
         spec, mark = self._spec(surveyed), {_record.EXPORT_OF: surveyed.key}
-        self._draft = _record.create(self._cloud, spec, self._params["id"], mark)
+        self._draft = _record.create(self._cloud, spec, self._free_id(), mark)
         return self._draft
+
+    def _free_id(self) -> str | None:
+        """The id that was asked for, unless an image takes another's place, or may turn out to be that very one."""
+        wanted: str | None = self._params["id"]
+        is_taken = any(self._replaces or image["id"] == wanted for image in self._present)
+        return None if is_taken else wanted
 
     def verify(self, surveyed: Surveyed, size: int, digests: t.Sequence[Digest]) -> str | None:
         """Holds what Glance has of the draft against what was sent.

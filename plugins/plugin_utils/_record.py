@@ -31,6 +31,7 @@ RETIRED = "owner_specified.imageferry.retired"
 """The property of an image whose place another has taken, and that its storage could not let go of."""
 
 _UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")  # in the order in which a draft has them
+_ID_TAKEN = "Glance never gives an id twice, not even after a failed run: choose another, or leave 'id' out."
 _DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
 
@@ -52,7 +53,10 @@ def create(
     body = {**properties, **(extra_properties or {}), **draft, "tags": sorted(set(spec.tags or ()))}
     if image_id is not None:
         body["id"] = image_id
-    image: Image = cloud.post("/images", json=body).json()
+    try:
+        image: Image = cloud.post("/images", json=body).json()
+    except ImageConflict as err:
+        raise ImageConflict(err.what, _ID_TAKEN if image_id is not None else None) from err
     return image
 
 

@@ -269,3 +269,15 @@ def test_a_retired_image_is_not_the_one_that_holds_the_content(export, glance, p
     back = export(task)
     assert back["changed"] and not record(glance, back["image"])["os_hidden"], back
     assert identities(glance, "retired") == [back["image"]["id"]]
+
+
+def test_an_id_is_for_the_first_image(export, glance, disk):
+    chosen = "5d1c4f0c-2f0b-4b0e-9d0a-6a3c1b1f7e11"
+    task = f"path: {disk}\nname: chosen\nid: {chosen}"
+    assert export(task)["image"]["id"] == chosen
+    disk.write_bytes(os.urandom(MIB))
+    second = export(task)
+    assert second["changed"] and identities(glance, "chosen") == [second["image"]["id"]] != [chosen]
+    glance.delete_image(second["image"]["id"])
+    burnt = export(task)
+    assert burnt["error"] == "image_conflict" and "leave 'id' out" in burnt["msg"], burnt
