@@ -85,6 +85,24 @@ class Renewal(t.NamedTuple):
         return ", ".join(parts)
 
 
+class Leftovers:
+    """The drafts of exports that were killed, or are going on: those that are there now.
+
+    To be made before a host looks at the disks, for which it waits until no other export sends them. What has come
+    further by the time of L(remove) is at work.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._seen = _record.leftovers(cloud, _record.EXPORT_OF)
+
+    def remove(self, keys: t.Container[str]) -> None:
+        """Removes those of the disks with these keys that nobody works at."""
+        for image in self._seen:
+            if image[_record.EXPORT_OF] in keys and _record.is_stuck(self._cloud, image):
+                _record.discard(self._cloud, image)
+
+
 class Export:
     """One disk's way to an image.
 
@@ -154,13 +172,8 @@ class Export:
         return others if self._replaces else []
 
     def draft(self, surveyed: Surveyed) -> Image:
-        """A queued image for the disk, in the place of one that came to nothing.
-
-        What killed exports of it have left is removed first: the host has just seen that none is going on.
-        """
+        """A queued image for the disk, in the place of one that came to nothing."""
         self.discard()
-        for left in _record.leftovers(self._cloud, _record.EXPORT_OF, surveyed.key):
-            _record.discard(self._cloud, left)
         spec, mark = self._spec(surveyed), {_record.EXPORT_OF: surveyed.key}
         self._draft = _record.create(self._cloud, spec, self._free_id(), mark)
         return self._draft

@@ -16,7 +16,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
-from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Renewal, Surveyed
+from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Leftovers, Renewal, Surveyed
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
@@ -38,6 +38,7 @@ def run_export(
     :param exports: the disks' ways to their images, by the name that the options give the disk, or nothing.
     """
     host = _Host(action, cloud, params, task_vars)
+    leftovers = None if action.is_check else Leftovers(cloud)
     looked = host.look({name: export.known for name, export in exports.items()})
     if "disks" not in looked:
         return looked
@@ -50,6 +51,8 @@ def run_export(
                 return failure
             for disk in disks:
                 disk.settle()
+            if leftovers:
+                leftovers.remove({disk.surveyed.key for disk in disks})
         finally:
             for disk in missing:
                 disk.export.discard()  # of those that were not shown, whatever has happened

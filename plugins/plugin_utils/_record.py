@@ -199,26 +199,34 @@ def own_project(cloud: Cloud) -> str | None:
     return project_id
 
 
-def own_images(cloud: Cloud, query: t.Mapping[str, t.Any]) -> list[Image]:
+def own_images(
+    cloud: Cloud, query: t.Mapping[str, t.Any], hidden: t.Sequence[str] = ("false", "true")
+) -> list[Image]:
     """The images of this session's own project that match Glance's own C(query), hidden ones too."""
     owner = own_project(cloud)
     asked = {**query, "owner": owner} if owner else dict(query)
-    found = [image for choice in ("false", "true") for image in list_images(cloud, {**asked, "os_hidden": choice})]
+    found = [image for choice in hidden for image in list_images(cloud, {**asked, "os_hidden": choice})]
     return [image for image in found if owner in (None, image["owner"])]
 
 
-def leftovers(cloud: Cloud, marker_property: str, value: str) -> list[Image]:
-    """The images of this session's own project that still have this property, which only drafts have, with this value.
+def leftovers(cloud: Cloud, marker_property: str) -> list[Image]:
+    """The drafts of this session's own project that have this property.
 
     One that is C(saving) may still be uploaded by somebody; Glance makes it C(queued) once that has failed. One that
     is C(active) has its bytes, but was never published.
     """
-    query = {marker_property: value, "status": "in:" + ",".join(_UNPUBLISHED)}
-    return [
-        image
-        for image in own_images(cloud, query)
-        if image["status"] in _UNPUBLISHED and image.get(marker_property) == value
-    ]
+    found = own_images(cloud, {"status": "in:" + ",".join(_UNPUBLISHED)}, hidden=("true",))
+    return [image for image in found if image["status"] in _UNPUBLISHED and marker_property in image]
+
+
+def is_stuck(cloud: Cloud, draft: Image) -> bool:
+    """Whether a draft is no further than it was."""
+    try:
+        now = show(cloud, draft["id"])
+    except ImageNotFound:
+        return False
+    order = _UNPUBLISHED.index
+    return is_draft(now) and now["status"] in _UNPUBLISHED and order(now["status"]) <= order(draft["status"])
 
 
 def wait_for(

@@ -86,9 +86,10 @@ def make_image(cloud: Cloud, order: Order) -> Image:
 
 def _remove_forgotten(cloud: Cloud, draft: Image) -> None:
     """Removes what a run left behind that was killed; one that is still at work would have been heard of since."""
-    for image in leftovers(cloud, UPLOAD_OF, draft[UPLOAD_OF]):
+    for image in leftovers(cloud, UPLOAD_OF):
         age = _time(draft["created_at"]) - _time(image["updated_at"])  # both by Glance's clock
-        if image["status"] in ("queued", "active") and image["id"] != draft["id"] and age >= _FORGOTTEN:
+        is_alike = image["id"] != draft["id"] and image[UPLOAD_OF] == draft[UPLOAD_OF]
+        if is_alike and image["status"] in ("queued", "active") and age >= _FORGOTTEN:
             with contextlib.suppress(FerryError):
                 delete(cloud, image, unprotect=True)
 

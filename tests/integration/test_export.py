@@ -15,7 +15,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import I
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from conftest import (
+    HOST_PYTHON,
     MIB,
+    Playbook,
     download,
     kill_with_all_that_it_started,
     listed,
@@ -281,3 +283,29 @@ def test_an_id_is_for_the_first_image(export, glance, disk):
     glance.delete_image(second["image"]["id"])
     burnt = export(task)
     assert burnt["error"] == "image_conflict" and "leave 'id' out" in burnt["msg"], burnt
+
+
+def test_a_leftover_goes_also_when_nothing_is_to_be_sent(export, glance, disk):
+    content, task = disk.read_bytes(), f"path: {disk}\nname: left"
+    made = export(task)["image"]
+    disk.write_bytes(os.urandom(4 * MIB))
+    run = export.start(f"{task}\nrate_limit: 1MiB")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "left")))
+    kill_with_all_that_it_started(run)
+    wait_for(lambda: all(image["status"] != "saving" for image in listed(glance, "left")))
+    doomed = export("name: left\nstate: absent", "--check", module="glance_image")
+    assert [image["id"] for image in doomed["images"]] == [made["id"]], "a draft is no image yet"
+    disk.write_bytes(content)
+    export(task, "--check")
+    assert len(listed(glance, "left")) == 2
+    assert not export(task)["changed"] and identities(glance, "left") == [made["id"]]
+
+
+def test_two_exports_of_one_disk_do_not_disturb_each_other(export, glance, project, tmp_path, disk):
+    disk.write_bytes(os.urandom(2 * MIB))
+    task = f"path: {disk}\nname: twice\nrate_limit: 1MiB"
+    other = Playbook(tmp_path / "other", project, host_python=HOST_PYTHON)
+    runs = export.start(task), other.start(f"cloud: demo\n{task}", module="glance_image_export")
+    done = export.finish(runs[0]), other.finish(runs[1])
+    assert {result.get("error") for result in done} <= {None, "volume_in_use"}, done
+    assert any(result["changed"] for result in done) and len(listed(glance, "twice")) == 1
