@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import (
@@ -42,7 +43,8 @@ def run_export(
     looked = host.look({name: export.known for name, export in exports.items()})
     if "disks" not in looked:
         return looked
-    disks = [_Disk(exports[found["disk"]], Surveyed(**found)) for found in looked["disks"]]
+    surveyed = [_surveyed(found, task_vars["inventory_hostname"]) for found in looked["disks"]]
+    disks = [_Disk(exports[found.disk], found) for found in surveyed]
     missing = [disk for disk in disks if not disk.is_there()]
     if not action.is_check:
         try:
@@ -57,6 +59,12 @@ def run_export(
             for disk in missing:
                 disk.export.discard()  # of those that were not shown, whatever has happened
     return _result(disks, bool(params["disks"]))
+
+
+def _surveyed(found: dict[str, t.Any], host: str) -> Surveyed:
+    """What a host has found; its own key may be that of another, as of a clone."""
+    key = hashlib.sha256(f"{host}\0{found['key']}".encode()).hexdigest()[:32]
+    return Surveyed(**{**found, "key": key})
 
 
 class _Host:

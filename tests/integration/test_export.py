@@ -309,3 +309,13 @@ def test_two_exports_of_one_disk_do_not_disturb_each_other(export, glance, proje
     done = export.finish(runs[0]), other.finish(runs[1])
     assert {result.get("error") for result in done} <= {None, "volume_in_use"}, done
     assert any(result["changed"] for result in done) and len(listed(glance, "twice")) == 1
+
+
+def test_a_host_that_looks_alike_leaves_the_drafts_of_another(export, glance, disk):
+    """As clones do that have the same machine-id."""
+    disk.write_bytes(os.urandom(4 * MIB))
+    run = export.start(f"path: {disk}\nname: alike\nrate_limit: 1MiB")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "alike")))
+    kill_with_all_that_it_started(run)
+    done = export(f"path: {disk}\nname: its clone", hosts=2, when="inventory_hostname == 'host1'")
+    assert done["host1"]["changed"] and len(listed(glance, "alike")) == 1, done
