@@ -160,16 +160,16 @@ class Export:
         """What the newest image that holds the content, which is L(known), takes."""
         image = next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
         update = plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
-        return Renewal(image, update, self._replaced_by(image, self._present))
+        return Renewal(image, update, self._replaced_by(image, lambda: self._present))
 
     @property
     def _replaces(self) -> bool:
         return bool(self._params["on_existing"] == "replace")
 
-    def _replaced_by(self, image: Image, there: t.Iterable[Image]) -> list[Image]:
+    def _replaced_by(self, image: Image, there: t.Callable[[], list[Image]]) -> list[Image]:
         """Those whose place an image takes; one that is protected after all stays."""
-        others = [other for other in there if other["id"] != image["id"] and not other["protected"]]
-        return others if self._replaces else []
+        found = there() if self._replaces else []
+        return [other for other in found if other["id"] != image["id"] and not other["protected"]]
 
     def draft(self, surveyed: Surveyed) -> Image:
         """A queued image for the disk, in the place of one that came to nothing."""
@@ -208,7 +208,7 @@ class Export:
         spec = replace(spec, properties={**spec.properties, CONTENT: surveyed.identity})
         image = _record.publish(self._cloud, self._stored, spec, drop=(_record.EXPORT_OF,))
         self._draft = self._stored = None
-        for old in self._replaced_by(image, self._whole()):  # another run may have made one meanwhile
+        for old in self._replaced_by(image, self._whole):  # another run may have made one meanwhile
             _record.retire(self._cloud, old)
         return image
 

@@ -12,13 +12,13 @@ from ansible_collections.imageferry.glance.plugins.module_utils._arguments impor
     cloud_spec,
     export_spec,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import TokenExpired, Unverifiable
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import TokenExpired
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Leftovers, Renewal, Surveyed
-from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
+from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm, no_known_hash
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
 
@@ -204,7 +204,7 @@ def _push(host: _Host, disks: t.Sequence[_Disk]) -> dict[str, t.Any] | None:
     if failure is None and unknown:
         failure, unknown = _try_push(host, disks, sorted({*ALGORITHMS, *filter(None, unknown)}))
         if unknown:
-            raise Unverifiable("Glance computed no hash that is known here.", "See 'hashing_algorithm' of its settings.")
+            raise no_known_hash()
     return failure
 
 

@@ -16,6 +16,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ImageNotFound,
     ImageNotReady,
     ProtectedImage,
+    Unverifiable,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue import list_images
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
@@ -187,6 +188,11 @@ def discard(cloud: Cloud, image: Image) -> None:
             return
 
 
+def no_known_hash() -> Unverifiable:
+    """The error that Glance has nothing to hold what was sent against."""
+    return Unverifiable("Glance computed no hash that is known here.", "See 'hashing_algorithm' of its settings.")
+
+
 def hash_algorithm(cloud: Cloud) -> str | None:
     """What this Glance hashes images with (its C(os_hash_algo)), as some image tells; None where none does."""
     page = cloud.get("/images", params={"status": "active", "limit": 1, "sort": "created_at:desc"}).json()
@@ -199,9 +205,7 @@ def own_project(cloud: Cloud) -> str | None:
     return project_id
 
 
-def own_images(
-    cloud: Cloud, query: t.Mapping[str, t.Any], hidden: t.Sequence[str] = ("false", "true")
-) -> list[Image]:
+def own_images(cloud: Cloud, query: t.Mapping[str, t.Any], hidden: t.Sequence[str] = ("false", "true")) -> list[Image]:
     """The images of this session's own project that match Glance's own C(query), hidden ones too."""
     owner = own_project(cloud)
     asked = {**query, "owner": owner} if owner else dict(query)

@@ -29,6 +29,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._record import (
     delete,
     discard,
     leftovers,
+    no_known_hash,
     publish,
     show,
 )
@@ -112,7 +113,7 @@ def _send(cloud: Cloud, draft: Image, order: Order, content: Content) -> tuple[I
     url = cloud.image_url(f"/images/{draft['id']}/file")
     sent = upload(content, url, options, order.progress, sorted(algorithms))
     if sent.verified is None:
-        raise Unverifiable("Glance computed no hash that is known here.", "See 'hashing_algorithm' of its settings.")
+        raise no_known_hash()
     return show(cloud, draft["id"]), {digest.algorithm: digest.value for digest in sent.digests}
 
 
