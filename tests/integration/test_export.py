@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -136,27 +137,34 @@ def test_what_is_imported_comes_back_as_it_was(export, glance, project, tmp_path
     assert imported["changed"], imported
     same = export(f"path: {back}\nname: origin\nformat: qcow2")
     assert not same["changed"], same
-    assert export(f"path: {back}\nname: round trip")["changed"]
-    (image,) = listed(glance, "round trip")
-    stored = record(glance, image)
-    assert (stored["tags"], stored["os_distro"], stored["hw_disk_bus"], stored["min_ram"]) == (
-        ["golden"], "debian", "virtio", 256)  # fmt: skip
-    assert same_disk(disk, "qcow2", download(glance, stored, tmp_path / "copy"), "raw")
 
 
-@pytest.mark.parametrize(
-    ("task", "error"),
-    [
-        ("path: /nowhere/disk", "volume_invalid"),
-        ("{path: DISK, compress: zstd}", "invalid_option"),
-        ("{path: TOP, flatten: false, source_format: qcow2}", "invalid_option"),
-        ("{path: TOP}", "volume_invalid"),
-        ("{domain: no-such-guest, disk: vda}", "guest_not_found"),
-        ("{path: DISK, members: [p], visibility: private}", "invalid_option"),
-        ("{path: DISK, properties: {os_glance_x: '1'}}", "invalid_option"),
-        ("{path: DISK, spool_dir: /nowhere, format: qcow2, compress: zlib}", "invalid_option"),
-    ],
-)
+def test_disk_and_metadata_come_back_through_every_pair_of_formats(export, glance, tmp_path):
+    raw, qcow2 = tmp_path / "raw", tmp_path / "qcow2"
+    raw.write_bytes(bytes(MIB) + os.urandom(MIB) + bytes(2 * MIB))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
+    about = {"tags": ["golden"], "os_distro": "debian", "hw_disk_bus": "virtio", "min_ram": 256, "min_disk": 1}
+    for path in (raw, qcow2):
+        origin = {"name": f"from {path.name}", "disk_format": path.name, "container_format": "bare", **about}
+        image = glance.post("/images", json=origin).json()
+        headers = {"Content-Type": "application/octet-stream"}
+        glance.put(f"/images/{image['id']}/file", data=path.read_bytes(), headers=headers).raise_for_status()
+    formats = ("raw", "qcow2")
+    place = f"path: '{tmp_path}/{{{{ item[0] }}}}-{{{{ item[1] }}}}'"
+    there = f"{place}\nimage: 'from {{{{ item[0] }}}}'\nformat: '{{{{ item[1] }}}}'"
+    done = export(there, module="glance_image_import", loop=list(itertools.product(formats, repeat=2)))
+    assert done["changed"] and not done["failed"], done
+    back = f"{place}\nname: '{{{{ item | join(\" \") }}}}'\nformat: '{{{{ item[2] }}}}'"
+    routes = list(itertools.product(formats, repeat=3))
+    done = export(back, loop=routes)
+    assert done["changed"] and not done["failed"], done
+    for route in routes:
+        (image,) = listed(glance, " ".join(route))
+        stored = record(glance, image)
+        assert {name: stored[name] for name in about} == about, route
+        assert same_disk(raw, "raw", download(glance, stored, tmp_path / "copy"), route[2]), route
+
+
 def test_what_cannot_be_exported_leaves_nothing(export, glance, chain, tmp_path, task, error):
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(MIB))

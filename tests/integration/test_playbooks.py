@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOST_PYTHON, qemu_img, qemu_io
+from conftest import HOST_PYTHON, connect, qemu_img, qemu_io
 
 HOST = "ansible_connection=local ansible_python_interpreter="
 
@@ -70,6 +70,23 @@ def test_hosts_hold_the_images_of_a_file(run, tmp_path):
     assert "Say which images" in run.output
     run("sync_images", "--limit=one", fails=True, images_file=str(listed), prune=True)
     assert "but not where" in run.output
+
+
+def test_disks_are_exported(run, cloud, tmp_path):
+    for name in ("one", "two"):
+        qemu_img("create", "-f", "raw", tmp_path / name, "1M")
+        qemu_io(tmp_path / name, "raw", "write -P 1 0 64k")
+    name = "exported {{ inventory_hostname }}"
+    wanted = {"image_name": name, "path": f"{tmp_path}/{{{{ inventory_hostname }}}}", "source_format": "raw", "vg": ""}
+    predicted = run("export_volume", "--check", "--limit=one", **wanted)
+    assert predicted[0].split(maxsplit=2)[2].startswith("Would export: there is no image 'exported one'")
+    done = run("export_volume", fails=True, format="qcow2", **wanted)
+    assert [line.split()[:2] for line in done[:-1]] == [["one", "changed"], ["three", "failed"], ["two", "changed"]]
+    formats = {image.name: image.disk_format for image in connect(cloud).image.images()}
+    assert (formats["exported one"], formats["exported two"]) == ("qcow2", "qcow2")
+    assert run("export_volume", "--limit=one,two", **wanted)[-1] == "0 changed, 2 ok, 0 failed."
+    run("export_volume", "--limit=one", fails=True, **{**wanted, "image_name": ""})
+    assert "Say what the image is to be called" in run.output
 
 
 def test_a_disk_is_restored_as_it_was(run, tmp_path):
