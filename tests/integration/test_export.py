@@ -165,6 +165,18 @@ def test_disk_and_metadata_come_back_through_every_pair_of_formats(export, glanc
         assert same_disk(raw, "raw", download(glance, stored, tmp_path / "copy"), route[2]), route
 
 
+def test_a_raw_disk_that_looks_like_another_goes_as_qcow2(export, glance, tmp_path):
+    disk = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", disk, "8M")
+    task = f"path: {disk}\nsource_format: raw\nname: looks"
+    refused = export(task)
+    assert refused["error"] == "format_mismatch" and "'format: qcow2'" in refused["msg"], refused
+    assert not listed(glance, "looks")
+    assert export(f"{task}\nformat: qcow2")["changed"]
+    (image,) = listed(glance, "looks")
+    assert same_disk(disk, "raw", download(glance, record(glance, image), tmp_path / "copy"), "qcow2")
+
+
 def test_what_cannot_be_exported_leaves_nothing(export, glance, chain, tmp_path, task, error):
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(MIB))
