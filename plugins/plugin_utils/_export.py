@@ -13,6 +13,11 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import check_stored
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._glance_import import (
+    copy_to_stores,
+    missing_stores,
+    stores_of,
+)
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import (
     Image,
     ImageSpec,
@@ -26,6 +31,7 @@ CONTENT = "owner_specified.imageferry.content"
 """The property that an image's content is told by, whatever its format."""
 
 _PROTECTED = "Set 'on_existing: new' to leave it beside the new one, or take its protection off first."
+_LONGEST_COPY = 7 * 24 * 3600.0  # seconds; Glance says when a copy has failed
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
 
@@ -53,34 +59,40 @@ class Surveyed(t.NamedTuple):
 class Renewal(t.NamedTuple):
     """What there is to do for an image that holds the content already.
 
+    :param stores: ids of those that it is to be copied to.
     :param replaced: the images whose place it takes, which a run that was killed has left.
     """
 
     image: Image
     update: Update
+    stores: list[str]
     replaced: list[Image]
 
     @property
     def is_needed(self) -> bool:
         """Whether there is anything."""
-        return bool(self.update or self.replaced)
+        return bool(self.update or self.stores or self.replaced)
 
     @property
     def before(self) -> dict[str, t.Any]:
         """What is there."""
-        return {**self.update.before, **self._beside([image["id"] for image in self.replaced])}
+        replaced = [image["id"] for image in self.replaced]
+        return {**self.update.before, **self._beside(stores_of(self.image), replaced)}
 
     @property
     def after(self) -> dict[str, t.Any]:
         """What will be."""
-        return {**self.update.after, **self._beside([])}
+        return {**self.update.after, **self._beside(sorted({*stores_of(self.image), *self.stores}), [])}
 
-    def _beside(self, images: list[str]) -> dict[str, t.Any]:
-        return {"replaced": images} if self.replaced else {}
+    def _beside(self, stores: list[str], replaced: list[str]) -> dict[str, t.Any]:
+        """What of these changes."""
+        changing = {"stores": stores} if self.stores else {}
+        return {**changing, "replaced": replaced} if self.replaced else changing
 
     def summary(self) -> str:
         """What is done, in words."""
         parts = [f"{self.update.summary()} brought up to date"] if self.update else []
+        parts += [f"copied to {', '.join(self.stores)}"] if self.stores else []
         parts += [f"the image that it replaces ({image['id']}) retired" for image in self.replaced]
         return ", ".join(parts)
 
@@ -120,8 +132,7 @@ class Export:
         self._params = params
         self._draft: Image | None = None
         self._stored: Image | None = None
-        found = self._whole()
-        self._present = [image for image in found if not _record.is_retired(image)]
+        self._present = [image for image in self._whole() if not _record.is_retired(image)]
 
     def _whole(self) -> list[Image]:
         return [image for image in self._find() if image["status"] == "active" and not _record.is_draft(image)]
@@ -151,7 +162,7 @@ class Export:
 
     def settle(self, renewal: Renewal) -> Image:
         """Brings the image that holds the content up to date, and ends what a killed run had begun."""
-        image = _record.apply(self._cloud, renewal.image, renewal.update)
+        image = self._copied(_record.apply(self._cloud, renewal.image, renewal.update), renewal.stores)
         for old in renewal.replaced:
             _record.retire(self._cloud, old)
         return image
@@ -160,7 +171,16 @@ class Export:
         """What the newest image that holds the content, which is L(known), takes."""
         image = next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
         update = plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
-        return Renewal(image, update, self._replaced_by(image, lambda: self._present))
+        replaced = self._replaced_by(image, lambda: self._present)
+        return Renewal(image, update, self._missing_stores(image), replaced)
+
+    def _missing_stores(self, image: Image) -> list[str]:
+        return missing_stores(image, self._params["stores"] or [])
+
+    def _copied(self, image: Image, stores: t.Sequence[str]) -> Image:
+        if not stores:
+            return image
+        return copy_to_stores(self._cloud, image, stores, _LONGEST_COPY, lambda _image: None)
 
     @property
     def _replaces(self) -> bool:
@@ -197,7 +217,7 @@ class Export:
             raise ImageConflict(f"The image '{self.name}' ({stored['id']}) is {stored['status']}, not active.")
         if check_stored(stored, size, digests) is None:
             return stored.get("os_hash_algo") or ""
-        self._stored = stored
+        self._stored = self._copied(stored, self._missing_stores(stored))
         return None
 
     def publish(self, surveyed: Surveyed) -> Image:

@@ -18,6 +18,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Leftovers, Renewal, Surveyed
+from ansible_collections.imageferry.glance.plugins.plugin_utils._provider import check_stores
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm, no_known_hash
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
@@ -39,6 +40,7 @@ def run_export(
     :param exports: the disks' ways to their images, by the name that the options give the disk, or nothing.
     """
     host = _Host(action, cloud, params, task_vars)
+    check_stores(cloud, params["stores"] or [])
     leftovers = None if action.is_check else Leftovers(cloud)
     looked = host.look({name: export.known for name, export in exports.items()})
     if "disks" not in looked:

@@ -19,6 +19,7 @@ from conftest import (
     HOST_PYTHON,
     MIB,
     Playbook,
+    connect,
     download,
     kill_with_all_that_it_started,
     listed,
@@ -177,6 +178,42 @@ def test_a_raw_disk_that_looks_like_another_goes_as_qcow2(export, glance, tmp_pa
     assert same_disk(disk, "raw", download(glance, record(glance, image), tmp_path / "copy"), "qcow2")
 
 
+def test_an_image_is_in_the_stores_that_are_asked_for(export, glance, project, disk):
+    task = f"path: {disk}\nname: stored\nstores: "
+    unknown = export(f"{task} [nowhere]")
+    assert unknown["error"] == "invalid_option" and "store1, store2" in unknown["msg"], unknown
+    refused = export(f"{task} [store2, store1]")
+    assert refused["error"] == "access_denied" and not listed(glance, "stored"), "only administrators may copy"
+    admin = connect(project, "admin").image
+    try:
+        made = export(f"{task} [store2]\ncloud: admin")
+        assert record(admin, made["image"])["stores"] == "store2"
+        both = f"{task} [store1, store2]\ncloud: admin"
+        predicted, copied = export(both, "--check"), export(both)
+        assert copied["changed"] and predicted["diff"] == copied["diff"] and "copied to store1" in copied["msg"], copied
+        disk.write_bytes(os.urandom(MIB))
+        new = export(both)
+        for result in (copied, new):
+            assert sorted(result["image"]["stores"].split(",")) == ["store1", "store2"], result
+        assert not export(both)["changed"]
+    finally:
+        for image in listed(admin, "stored"):
+            admin.delete_image(image["id"])
+
+
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        ("path: /nowhere/disk", "volume_invalid"),
+        ("{path: DISK, compress: zstd}", "invalid_option"),
+        ("{path: TOP, flatten: false, source_format: qcow2}", "invalid_option"),
+        ("{path: TOP}", "volume_invalid"),
+        ("{domain: no-such-guest, disk: vda}", "guest_not_found"),
+        ("{path: DISK, members: [p], visibility: private}", "invalid_option"),
+        ("{path: DISK, properties: {os_glance_x: '1'}}", "invalid_option"),
+        ("{path: DISK, spool_dir: /nowhere, format: qcow2, compress: zlib}", "invalid_option"),
+    ],
+)
 def test_what_cannot_be_exported_leaves_nothing(export, glance, chain, tmp_path, task, error):
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(MIB))

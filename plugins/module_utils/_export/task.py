@@ -56,7 +56,7 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
                 held.enter_context(subject.volume.locked(params["lock_timeout"]))
             if params["_images"] is None:
                 return {"changed": False, "disks": [_describe(params, subject, rules, control) for subject in found]}
-            headers = {_STORE: params["store"]} if params["store"] else {}
+            headers = {_STORE: params["stores"][0]} if params["stores"] else {}
             options = dataclasses.replace(http_options(module, control.tokens), headers=headers)
             with opened_flat(found, rules, connection) as disks:
                 pushed = [_push(params, subject, disk, options, control) for subject, disk in zip(found, disks)]
