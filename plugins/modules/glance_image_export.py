@@ -98,13 +98,15 @@ options:
   keep_metadata:
     description:
       - Whether the image gets the tags, properties and requirements of the image that the disk was imported from, as
-        far as the other options say nothing else.
+        far as the other options say nothing else. Visibility, protection, members and container format are of an image
+        and not of a disk, and never taken over.
     type: bool
     default: true
   on_existing:
     description:
       - What to do when an image of this name, of this project, has another content. V(replace) deletes it once the new
-        one is there and verified, V(new) leaves it beside the new one, V(fail) fails.
+        one is there and verified, also when an earlier run was broken off before it did. V(new) leaves it beside the
+        new one, V(fail) fails.
     type: str
     choices: [replace, new, fail]
     default: replace
