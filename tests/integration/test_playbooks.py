@@ -81,7 +81,8 @@ def test_disks_are_exported(run, cloud, tmp_path):
     predicted = run("export_volume", "--check", "--limit=one", **wanted)
     assert predicted[0].split(maxsplit=2)[2].startswith("Would export: there is no image 'exported one'")
     done = run("export_volume", fails=True, format="qcow2", **wanted)
-    assert [line.split()[:2] for line in done[:-1]] == [["one", "changed"], ["three", "failed"], ["two", "changed"]]
+    outcomes = [line.split()[:2] for line in done[:-1]]
+    assert outcomes == [["one", "changed"], ["two", "changed"], ["three", "failed"]], done
     formats = {image.name: image.disk_format for image in connect(cloud).image.images()}
     assert (formats["exported one"], formats["exported two"]) == ("qcow2", "qcow2")
     assert run("export_volume", "--limit=one,two", **wanted)[-1] == "0 changed, 2 ok, 0 failed."
