@@ -49,9 +49,14 @@ options:
   spool_dir:
     description: Folder for compressed bytes, C(/var/tmp) by default. Its space is checked first.
     type: path
-  store:
-    description: The store of Glance that the image goes to, as M(imageferry.glance.glance_provider_info) lists them.
-    type: str
+  stores:
+    description:
+      - Ids of the stores of Glance that hold the image, as M(imageferry.glance.glance_provider_info) lists them. By
+        default the one that Glance chooses.
+      - The first gets the bytes, and Glance copies them to the others before the image is shown. An image that holds
+        the content already is copied to those that it is missing from. Most clouds allow administrators only to copy.
+    type: list
+    elements: str
   reread:
     description:
       - Whether to read a disk also when its files have not been written to since their content was last seen, by what

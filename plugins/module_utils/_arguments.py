@@ -204,7 +204,7 @@ def _reading_spec() -> Spec:
         "cluster_size": {"type": "str", "default": "64KiB"},
         "compress": {"type": "str", "choices": ["zlib", "zstd"]},
         "spool_dir": {"type": "path"},
-        "store": {"type": "str"},
+        "stores": {"type": "list", "elements": "str"},
         "reread": {"type": "bool", "default": False},
         "lock_timeout": {"type": "int", "default": 60},
         **transfer_spec(),

@@ -54,7 +54,10 @@ options:
     description: Name of the image.
     type: str
   id:
-    description: Id that a new image gets. By default Glance makes one up.
+    description:
+      - Id that the first image of this name gets. One that takes another's place gets one that Glance makes up, as it
+        does by default.
+      - Glance never gives an id twice, so that an export that has failed has used it up.
     type: str
   format:
     description: Disk format of the image. V(keep) is the disk's own.
@@ -95,13 +98,15 @@ options:
   keep_metadata:
     description:
       - Whether the image gets the tags, properties and requirements of the image that the disk was imported from, as
-        far as the other options say nothing else.
+        far as the other options say nothing else. Visibility, protection, members and container format are of an image
+        and not of a disk, and never taken over.
     type: bool
     default: true
   on_existing:
     description:
       - What to do when an image of this name, of this project, has another content. V(replace) deletes it once the new
-        one is there and verified, V(new) leaves it beside the new one, V(fail) fails.
+        one is there and verified, also when an earlier run was broken off before it did. V(new) leaves it beside the
+        new one, V(fail) fails.
     type: str
     choices: [replace, new, fail]
     default: replace

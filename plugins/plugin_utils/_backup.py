@@ -114,7 +114,7 @@ def backup_images(cloud: Cloud, name: str | None) -> list[Image]:
 
 
 def _is_backup(image: Image) -> bool:
-    return image["status"] == "active" and DRAFT_OF not in image and {SET, HOST, DISK, TIMES} <= image.keys()
+    return image["status"] == "active" and not _record.is_draft(image) and {SET, HOST, DISK, TIMES} <= image.keys()
 
 
 def points(images: t.Iterable[Image]) -> list[Point]:

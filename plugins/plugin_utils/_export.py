@@ -9,8 +9,15 @@ import typing as t
 from dataclasses import replace
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageConflict, ImageExists
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import check_stored
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._glance_import import (
+    copy_to_stores,
+    missing_stores,
+    stores_of,
+)
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import (
     Image,
     ImageSpec,
@@ -23,10 +30,8 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
 CONTENT = "owner_specified.imageferry.content"
 """The property that an image's content is told by, whatever its format."""
 
-DRAFT_OF = "owner_specified.imageferry.export"
-"""The property with the disk that a draft is to hold; only a draft has it."""
-
 _PROTECTED = "Set 'on_existing: new' to leave it beside the new one, or take its protection off first."
+_LONGEST_COPY = 7 * 24 * 3600.0  # seconds; Glance says when a copy has failed
 _FLEETING = ("id", "os_hash_algo", "os_hash_value", "size", "status")
 
 
@@ -51,6 +56,65 @@ class Surveyed(t.NamedTuple):
     volume: dict[str, t.Any]
 
 
+class Renewal(t.NamedTuple):
+    """What there is to do for an image that holds the content already.
+
+    :param stores: ids of those that it is to be copied to.
+    :param replaced: the images whose place it takes, which a run that was killed has left.
+    """
+
+    image: Image
+    update: Update
+    stores: list[str]
+    replaced: list[Image]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.update or self.stores or self.replaced)
+
+    @property
+    def before(self) -> dict[str, t.Any]:
+        """What is there."""
+        replaced = [image["id"] for image in self.replaced]
+        return {**self.update.before, **self._beside(stores_of(self.image), replaced)}
+
+    @property
+    def after(self) -> dict[str, t.Any]:
+        """What will be."""
+        return {**self.update.after, **self._beside(sorted({*stores_of(self.image), *self.stores}), [])}
+
+    def _beside(self, stores: list[str], replaced: list[str]) -> dict[str, t.Any]:
+        """What of these changes."""
+        changing = {"stores": stores} if self.stores else {}
+        return {**changing, "replaced": replaced} if self.replaced else changing
+
+    def summary(self) -> str:
+        """What is done, in words."""
+        parts = [f"{self.update.summary()} brought up to date"] if self.update else []
+        parts += [f"copied to {', '.join(self.stores)}"] if self.stores else []
+        parts += [f"the image that it replaces ({image['id']}) retired" for image in self.replaced]
+        return ", ".join(parts)
+
+
+class Leftovers:
+    """The drafts of exports that were killed, or are going on: those that are there now.
+
+    To be made before a host looks at the disks, for which it waits until no other export sends them. What has come
+    further by the time of L(remove) is at work.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._seen = _record.leftovers(cloud, _record.EXPORT_OF)
+
+    def remove(self, keys: t.Container[str]) -> None:
+        """Removes those of the disks with these keys that nobody works at."""
+        for image in self._seen:
+            if image[_record.EXPORT_OF] in keys and _record.is_stuck(self._cloud, image):
+                _record.discard(self._cloud, image)
+
+
 class Export:
     """One disk's way to an image.
 
@@ -67,7 +131,11 @@ class Export:
         self._cloud = cloud
         self._params = params
         self._draft: Image | None = None
-        self._present = [image for image in self._find() if image["status"] == "active" and DRAFT_OF not in image]
+        self._stored: Image | None = None
+        self._present = [image for image in self._whole() if not _record.is_retired(image)]
+
+    def _whole(self) -> list[Image]:
+        return [image for image in self._find() if image["status"] == "active" and not _record.is_draft(image)]
 
     def _find(self) -> list[Image]:
         """The images that may hold the disk's content already, those first that matter most."""
@@ -79,63 +147,88 @@ class Export:
         """The contents that images of this name have."""
         return [image[CONTENT] for image in self._present if image.get(CONTENT)]
 
-    def decide(self, surveyed: Surveyed) -> Update | None:
-        """What has to be changed of the image that holds the content already; None when a new one is needed.
+    def decide(self, surveyed: Surveyed) -> Renewal | None:
+        """What the image takes that holds the content already; None when a new one is needed.
 
         :raises ImageExists, ProtectedImage: a new one is, and there is one that must not go for it.
         """
         if surveyed.identity in self.known:
-            return self.update(surveyed)
+            return self.renewal(surveyed)
         if self._present and self._params["on_existing"] == "fail":
             raise ImageExists(f"The image '{self.name}' ({self._present[0]['id']}) has another content.")
-        for image in self._retiring:
+        for image in self._present if self._replaces else ():
             _record.check_removable(image, unprotect=False, remedy=_PROTECTED)
         return None
 
-    def settle(self, surveyed: Surveyed, update: Update) -> Image:
-        """Brings the image that holds the content up to date."""
-        return _record.apply(self._cloud, self.holding(surveyed), update)
+    def settle(self, renewal: Renewal) -> Image:
+        """Brings the image that holds the content up to date, and ends what a killed run had begun."""
+        image = self._copied(_record.apply(self._cloud, renewal.image, renewal.update), renewal.stores)
+        for old in renewal.replaced:
+            _record.retire(self._cloud, old)
+        return image
 
-    def holding(self, surveyed: Surveyed) -> Image:
-        """The newest image that holds the content, which is L(known)."""
-        return next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
+    def renewal(self, surveyed: Surveyed) -> Renewal:
+        """What the newest image that holds the content, which is L(known), takes."""
+        image = next(image for image in self._present if image.get(CONTENT) == surveyed.identity)
+        update = plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
+        replaced = self._replaced_by(image, lambda: self._present)
+        return Renewal(image, update, self._missing_stores(image), replaced)
 
-    def update(self, surveyed: Surveyed) -> Update:
-        """What has to be changed of the image that holds the content."""
-        image = self.holding(surveyed)
-        return plan_update(image, self._spec(surveyed, image), _record.members(self._cloud, image))
+    def _missing_stores(self, image: Image) -> list[str]:
+        return missing_stores(image, self._params["stores"] or [])
+
+    def _copied(self, image: Image, stores: t.Sequence[str]) -> Image:
+        if not stores:
+            return image
+        return copy_to_stores(self._cloud, image, stores, _LONGEST_COPY, lambda _image: None)
 
     @property
-    def _retiring(self) -> list[Image]:
-        return self._present if self._params["on_existing"] == "replace" else []
+    def _replaces(self) -> bool:
+        return bool(self._params["on_existing"] == "replace")
+
+    def _replaced_by(self, image: Image, there: t.Callable[[], list[Image]]) -> list[Image]:
+        """Those whose place an image takes; one that is protected after all stays."""
+        found = there() if self._replaces else []
+        return [other for other in found if other["id"] != image["id"] and not other["protected"]]
 
     def draft(self, surveyed: Surveyed) -> Image:
-        """A queued image for the disk.
-
-        What killed exports of it have left is removed first: the host has just seen that none is going on.
-        """
-        for left in _record.leftovers(self._cloud, DRAFT_OF, surveyed.key):
-            _record.discard(self._cloud, left)
-        spec, mark = self._spec(surveyed), {DRAFT_OF: surveyed.key}
-        self._draft = _record.create(self._cloud, spec, self._params["id"], mark)
+        """A queued image for the disk, in the place of one that came to nothing."""
+        self.discard()
+        spec, mark = self._spec(surveyed), {_record.EXPORT_OF: surveyed.key}
+        self._draft = _record.create(self._cloud, spec, self._free_id(), mark)
         return self._draft
 
-    def publish(self, identity: str, surveyed: Surveyed, check: t.Callable[[Image], None]) -> Image:
-        """Shows the image that the draft has become, and removes what it replaces.
+    def _free_id(self) -> str | None:
+        """The id that was asked for, unless an image takes another's place, or may turn out to be that very one."""
+        wanted: str | None = self._params["id"]
+        is_taken = any(self._replaces or image["id"] == wanted for image in self._present)
+        return None if is_taken else wanted
 
-        :param check: raises an error if Glance has not got what was sent.
+    def verify(self, surveyed: Surveyed, size: int, digests: t.Sequence[Digest]) -> str | None:
+        """Holds what Glance has of the draft against what was sent.
+
+        :returns: the hash that Glance computes, if it is none of those; None where all is well.
+        :raises FerryError: Glance has not got what was sent.
         """
         if self._draft is None:
             raise ImageConflict(f"No image was made for {surveyed.volume['label']}.")
         stored = _record.show(self._cloud, self._draft["id"])
         if stored["status"] != "active":
             raise ImageConflict(f"The image '{self.name}' ({stored['id']}) is {stored['status']}, not active.")
-        check(stored)
+        if check_stored(stored, size, digests) is None:
+            return stored.get("os_hash_algo") or ""
+        self._stored = self._copied(stored, self._missing_stores(stored))
+        return None
+
+    def publish(self, surveyed: Surveyed) -> Image:
+        """Shows the image that the draft has become, which L(verify) has found well, and removes what it replaces."""
+        if self._stored is None:
+            raise ImageConflict(f"The image of {surveyed.volume['label']} was not verified.")
         spec = self._spec(surveyed)
-        spec = replace(spec, properties={**spec.properties, CONTENT: identity})
-        image = _record.publish(self._cloud, stored, spec, drop=(DRAFT_OF,))
-        self._draft = None
-        for old in self._retiring:
+        spec = replace(spec, properties={**spec.properties, CONTENT: surveyed.identity})
+        image = _record.publish(self._cloud, self._stored, spec, drop=(_record.EXPORT_OF,))
+        self._draft = self._stored = None
+        for old in self._replaced_by(image, self._whole):  # another run may have made one meanwhile
             _record.retire(self._cloud, old)
         return image
 
@@ -143,7 +236,7 @@ class Export:
         """Leaves nothing behind of an image that was not published."""
         if self._draft is not None:
             _record.discard(self._cloud, self._draft)
-            self._draft = None
+            self._draft = self._stored = None
 
     def reason(self) -> str:
         """Why a new image is needed, in words."""

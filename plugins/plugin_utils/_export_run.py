@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import (
@@ -13,12 +14,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._arguments impor
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import TokenExpired
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import check_stored
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
-from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Surveyed
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, Update
-from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm
+from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Leftovers, Renewal, Surveyed
+from ansible_collections.imageferry.glance.plugins.plugin_utils._provider import check_stores
+from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm, no_known_hash
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
 
@@ -39,18 +40,33 @@ def run_export(
     :param exports: the disks' ways to their images, by the name that the options give the disk, or nothing.
     """
     host = _Host(action, cloud, params, task_vars)
+    check_stores(cloud, params["stores"] or [])
+    leftovers = None if action.is_check else Leftovers(cloud)
     looked = host.look({name: export.known for name, export in exports.items()})
     if "disks" not in looked:
         return looked
-    disks = [_Disk(exports[found["disk"]], Surveyed(**found)) for found in looked["disks"]]
+    surveyed = [_surveyed(found, task_vars["inventory_hostname"]) for found in looked["disks"]]
+    disks = [_Disk(exports[found.disk], found) for found in surveyed]
     missing = [disk for disk in disks if not disk.is_there()]
     if not action.is_check:
-        failure = _push(host, missing) if missing else None
-        if failure is not None:
-            return failure
-        for disk in disks:
-            disk.settle()
+        try:
+            failure = _push(host, missing) if missing else None
+            if failure is not None:
+                return failure
+            for disk in disks:
+                disk.settle()
+            if leftovers:
+                leftovers.remove({disk.surveyed.key for disk in disks})
+        finally:
+            for disk in missing:
+                disk.export.discard()  # of those that were not shown, whatever has happened
     return _result(disks, bool(params["disks"]))
+
+
+def _surveyed(found: dict[str, t.Any], host: str) -> Surveyed:
+    """What a host has found; its own key may be that of another, as of a clone."""
+    key = hashlib.sha256(f"{host}\0{found['key']}".encode()).hexdigest()[:32]
+    return Surveyed(**{**found, "key": key})
 
 
 class _Host:
@@ -70,14 +86,16 @@ class _Host:
         reads = any(known.values()) and not self._action.is_check
         return self._run({"_known": known}, None, reads)
 
-    def push(self, disks: t.Sequence[_Disk]) -> dict[str, t.Any]:
-        """What the host says of how it brought the disks to their drafts."""
+    def push(self, disks: t.Sequence[_Disk], hashes: t.Sequence[str]) -> dict[str, t.Any]:
+        """What the host says of how it brought the disks to their drafts.
+
+        :param hashes: the algorithms to hash with what is sent.
+        """
         options = cloud_options(self._params)
         token = self._action.ask_once({"token": options}, lambda: issue_token(self._cloud))
         tokens = TokenChain(token, options)
         client_cert, client_key = self._cloud.client_certificate()
-        algorithm = hash_algorithm(self._cloud)
-        targets = {disk.surveyed.disk: {**self._target(disk), "hash": algorithm} for disk in disks}
+        targets = {disk.surveyed.disk: {**self._target(disk), "hashes": list(hashes)} for disk in disks}
         arguments: dict[str, t.Any] = {
             "_images": targets,
             "_known": {},
@@ -91,6 +109,11 @@ class _Host:
             arguments["disks"] = [item for item in self._params["disks"] if item["disk"] in targets]
         sizes = [disk.surveyed.virtual_size for disk in disks]
         return self._run(arguments, tokens, any(size is None or size >= WORTH_WATCHING for size in sizes))
+
+    def likely_hashes(self) -> t.Sequence[str]:
+        """The one algorithm that is enough most likely; all where a second try would need an id a second time."""
+        algorithm = hash_algorithm(self._cloud)
+        return ALGORITHMS if algorithm is None or self._params["id"] else [algorithm]
 
     def _target(self, disk: _Disk) -> dict[str, t.Any]:
         image = disk.export.draft(disk.surveyed)
@@ -120,48 +143,47 @@ class _Disk:
     def __init__(self, export: Export, surveyed: Surveyed) -> None:
         self.export, self.surveyed = export, surveyed
         self._transfer: dict[str, t.Any] | None = None
-        self._update = export.decide(surveyed)
-        self._new = self._update is None
-        if self._update is None:
+        self.unverified: str | None = None
+        self._renewal = export.decide(surveyed)
+        self._new = self._renewal is None
+        if self._renewal is None:
             self._before, self._after = export.predicted(surveyed)
             self._image: dict[str, t.Any] = {"name": export.name, **self._after}
         else:
-            self._meet(self._update)
+            self._meet(self._renewal)
 
     def is_there(self) -> bool:
         """Whether an image holds the content already."""
         return not self._new
 
     def take(self, pushed: dict[str, t.Any]) -> None:
-        """Shows the image that its host has pushed, or that turned out to be there."""
+        """Verifies the image that its host has pushed, or meets the one that turned out to be there."""
         self.surveyed = self.surveyed._replace(identity=pushed["identity"], virtual_size=pushed["virtual_size"])
         transfer = pushed["transfer"]
-        if transfer is None:
+        self._new = transfer is not None
+        if not self._new:
             self.export.discard()
-            self._new = False
-            self._meet(self.export.update(self.surveyed))
+            self._meet(self.export.renewal(self.surveyed))
             return
         digests = [Digest(*digest) for digest in pushed["digests"]]
-
-        def check(stored: Image) -> None:
-            check_stored(stored, transfer["bytes"], digests)
-
-        self._image = self.export.publish(pushed["identity"], self.surveyed, check)
+        self.unverified = self.export.verify(self.surveyed, transfer["bytes"], digests)
         self._transfer = {**transfer, "quiesced": pushed["quiesced"]}
 
     def settle(self) -> None:
-        """Brings an image up to date that was there already."""
-        if self._update is not None:
-            self._image = self.export.settle(self.surveyed, self._update)
+        """Shows the image that is new, or brings the one up to date that was there already."""
+        if self._new:
+            self._image = self.export.publish(self.surveyed)
+        elif self._renewal is not None:
+            self._image = self.export.settle(self._renewal)
 
-    def _meet(self, update: Update) -> None:
-        """Takes note of the image that holds the content already, and of what has to be changed of it."""
-        self._update, self._image = update, self.export.holding(self.surveyed)
-        self._before, self._after = update.before, update.after
+    def _meet(self, renewal: Renewal) -> None:
+        """Takes note of the image that holds the content already, and of what there is to do for it."""
+        self._renewal, self._image = renewal, renewal.image
+        self._before, self._after = renewal.before, renewal.after
 
     def result(self) -> dict[str, t.Any]:
         """What there is to say of it."""
-        changed = self._new or bool(self._update)
+        changed = self._new or (self._renewal is not None and self._renewal.is_needed)
         volume = {**self.surveyed.volume, "virtual_size": self.surveyed.virtual_size}
         said = {"changed": changed, "msg": self._message(), "image": self._image, "volume": volume,
                 "diff": {"before": self._before, "after": self._after if changed else self._before}}  # fmt: skip
@@ -170,24 +192,35 @@ class _Disk:
     def _message(self) -> str:
         if self._new:
             return f"{self.export.done[not self._transfer]}: {self.export.reason()}."
-        if self._update:
-            return f"'{self.export.name}' holds the content already; {self._update.summary()} brought up to date."
+        if self._renewal and self._renewal.is_needed:
+            return f"'{self.export.name}' holds the content already; {self._renewal.summary()}."
         return f"Nothing to do: '{self.export.name}' holds the content already."
 
 
 def _push(host: _Host, disks: t.Sequence[_Disk]) -> dict[str, t.Any] | None:
-    """Has the host push the disks, and shows their images; what the host says when it failed."""
-    try:
-        answer = host.push(disks)
-        if "disks" not in answer:
-            return answer
-        pushed = {found["disk"]: found for found in answer["disks"]}
-        for disk in disks:
-            disk.take(pushed[disk.surveyed.disk])
-    finally:
-        for disk in disks:
-            disk.export.discard()  # of those that were not shown, whatever has happened
-    return None
+    """Has the host push the disks, and verifies their images; what the host says when it failed.
+
+    :raises Unverifiable: Glance computes no hash that the host can.
+    """
+    failure, unknown = _try_push(host, disks, host.likely_hashes())
+    if failure is None and unknown:
+        failure, unknown = _try_push(host, disks, sorted({*ALGORITHMS, *filter(None, unknown)}))
+        if unknown:
+            raise no_known_hash()
+    return failure
+
+
+def _try_push(
+    host: _Host, disks: t.Sequence[_Disk], hashes: t.Sequence[str]
+) -> tuple[dict[str, t.Any] | None, list[str]]:
+    """What the host says when it failed, and what Glance hashes with where it is none of C(hashes)."""
+    answer = host.push(disks, hashes)
+    if "disks" not in answer:
+        return answer, []
+    pushed = {found["disk"]: found for found in answer["disks"]}
+    for disk in disks:
+        disk.take(pushed[disk.surveyed.disk])
+    return None, [disk.unverified for disk in disks if disk.unverified is not None]
 
 
 def _result(disks: t.Sequence[_Disk], several: bool) -> dict[str, t.Any]:

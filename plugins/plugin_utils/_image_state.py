@@ -34,17 +34,20 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
     predict,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import (
+    UPLOAD_OF,
     apply,
     check_removable,
     delete,
+    is_draft,
+    is_retired,
     members,
     own_images,
     own_project,
+    published,
     retire,
     show,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._upload import (
-    MARK,
     Order,
     hashes_of,
     make_image,
@@ -75,14 +78,15 @@ class Wish:
 
 
 def find(cloud: Cloud, params: t.Mapping[str, t.Any]) -> list[Image]:
-    """The images that the options C(id) or C(name) mean, the newest first; by name only those of the own project."""
+    """The images that the options C(id) or C(name) mean, the newest first; by name only those of the own project that
+    are neither drafts nor retired."""
     if params["id"]:
         try:
             return [show(cloud, params["id"])]
         except ImageNotFound:
             return []
     found = own_images(cloud, {"name": params["name"], "sort": "created_at:desc"})
-    return [image for image in found if MARK not in image or image["status"] in _WITH_BYTES]
+    return [image for image in found if not is_draft(image) and not is_retired(image)]
 
 
 def the_one(images: list[Image], params: t.Mapping[str, t.Any]) -> Image:
@@ -115,7 +119,7 @@ def keep(cloud: Cloud, wish: Wish) -> Result:
     size, digests = _know_content(wish.order, there, wish.check_mode)
     same = [image for image in there if _holds(image, size, digests)]
     if same:
-        return _update(cloud, wish, same[0])
+        return _update(cloud, _publishing(wish) if is_draft(same[0]) else wish, same[0])
     if not there or wish.params["on_existing"] == "new":
         return _make(cloud, wish, wish.order, None, (size, digests))
     old = the_one(there, wish.params)
@@ -123,6 +127,11 @@ def keep(cloud: Cloud, wish: Wish) -> Result:
         raise ImageExists(f"The image '{old['name']}' ({old['id']}) is there, with other content.", image=old)
     check_removable(old, wish.params["unprotect"])
     return _make(cloud, wish, wish.order, old, (size, digests))
+
+
+def _publishing(wish: Wish) -> Wish:
+    """The same, of a draft that is named by its id: Glance would not give that to another image."""
+    return replace(wish, spec=published(wish.spec, [UPLOAD_OF]))
 
 
 def _know_content(order: Order, there: list[Image], check_mode: bool) -> tuple[int | None, Digests]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 
 
@@ -18,18 +19,34 @@ def describe_provider(cloud: Cloud) -> dict[str, t.Any]:
     newest = cloud.get("/images", params={"limit": 1, "status": "active"}).json()["images"]
     image_id = newest[0]["id"] if newest else None
     schema = _optional(cloud, "/schemas/image").get("properties", {})
-    stores = _optional(cloud, "/info/stores").get("stores", [])
     return {
         **cloud.endpoint,
         **cloud.identity(),
         "validate_certs": cloud.verifies,
-        "stores": [{**store, "default": store.get("default") == "true"} for store in stores],
+        "stores": [{**store, "default": store.get("default") == "true"} for store in _stores(cloud)],
         "import_methods": _optional(cloud, "/info/import").get("import-methods", {}).get("value", []),
         "disk_formats": _choices(schema, "disk_format"),
         "container_formats": _choices(schema, "container_format"),
         "quota": _optional(cloud, "/info/usage").get("usage", {}),
         "permissions": {"list": True, "create": _may_create(cloud, image_id), **_may_download(cloud, image_id)},
     }
+
+
+def check_stores(cloud: Cloud, wanted: t.Sequence[str]) -> None:
+    """Sees that Glance has stores with these ids.
+
+    :raises InvalidOption: it lacks one.
+    """
+    known = [store["id"] for store in _stores(cloud)] if wanted else []
+    for store in wanted:
+        if store not in known:
+            remedy = f"Choose among {', '.join(known)}." if known else "Leave out 'stores': it has none to choose from."
+            raise InvalidOption(f"This Glance has no store '{store}'.", remedy)
+
+
+def _stores(cloud: Cloud) -> list[dict[str, t.Any]]:
+    found: list[dict[str, t.Any]] = _optional(cloud, "/info/stores").get("stores", [])
+    return found
 
 
 def _optional(cloud: Cloud, path: str) -> dict[str, t.Any]:

@@ -16,12 +16,23 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     ImageNotFound,
     ImageNotReady,
     ProtectedImage,
+    Unverifiable,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue import list_images
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, Update, plan_update
 
-_UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")
+UPLOAD_OF = "owner_specified.imageferry.upload"
+"""The property with its name that an image of glance_image has until it is whole and verified."""
+
+EXPORT_OF = "owner_specified.imageferry.export"
+"""The property with its disk that an exported image has until then."""
+
+RETIRED = "owner_specified.imageferry.retired"
+"""The property of an image whose place another has taken, and that its storage could not let go of."""
+
+_UNPUBLISHED = ("queued", "saving", "uploading", "importing", "active")  # in the order in which a draft has them
+_ID_TAKEN = "Glance never gives an id twice, not even after a failed run: choose another, or leave 'id' out."
 _DISCARD_PAUSES = (0, 0.5, 2)  # seconds
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds between two looks
 
@@ -43,7 +54,10 @@ def create(
     body = {**properties, **(extra_properties or {}), **draft, "tags": sorted(set(spec.tags or ()))}
     if image_id is not None:
         body["id"] = image_id
-    image: Image = cloud.post("/images", json=body).json()
+    try:
+        image: Image = cloud.post("/images", json=body).json()
+    except ImageConflict as err:
+        raise ImageConflict(err.what, _ID_TAKEN if image_id is not None else None) from err
     return image
 
 
@@ -52,14 +66,28 @@ def publish(cloud: Cloud, image: Image, spec: ImageSpec, drop: t.Iterable[str] =
 
     :param drop: the properties that only a draft has.
     """
-    visible = replace(
+    return apply(cloud, image, plan_update(image, published(spec, drop)))
+
+
+def published(spec: ImageSpec, drop: t.Iterable[str]) -> ImageSpec:
+    """What a draft is to say to be what V(spec) says; see L(publish)."""
+    return replace(
         spec,
         visibility=spec.visibility or "shared",
         protected=bool(spec.protected),
         hidden=bool(spec.hidden),
-        properties={**spec.properties, **{name: None for name in drop if name in image}},
+        properties={**spec.properties, **dict.fromkeys(drop)},
     )
-    return apply(cloud, image, plan_update(image, visible))
+
+
+def is_draft(image: Image) -> bool:
+    """Whether it is not published yet; it never will be where its run was killed."""
+    return UPLOAD_OF in image or EXPORT_OF in image
+
+
+def is_retired(image: Image) -> bool:
+    """Whether L(retire) could only hide it, and nobody has brought it back since."""
+    return RETIRED in image and bool(image["os_hidden"])
 
 
 def show(cloud: Cloud, image_id: str) -> Image:
@@ -140,7 +168,8 @@ def retire(cloud: Cloud, image: Image, unprotect: bool = False) -> str:
     try:
         delete(cloud, image, unprotect)
     except ImageConflict:  # as of a volume or a guest that is a clone of it
-        apply(cloud, image, plan_update(image, ImageSpec(hidden=True), members(cloud, image)))
+        hidden = ImageSpec(hidden=True, properties={RETIRED: "true"})
+        apply(cloud, image, plan_update(image, hidden, members(cloud, image)))
         return "is still in use, and hidden"
     return "is removed"
 
@@ -159,6 +188,11 @@ def discard(cloud: Cloud, image: Image) -> None:
             return
 
 
+def no_known_hash() -> Unverifiable:
+    """The error that Glance has nothing to hold what was sent against."""
+    return Unverifiable("Glance computed no hash that is known here.", "See 'hashing_algorithm' of its settings.")
+
+
 def hash_algorithm(cloud: Cloud) -> str | None:
     """What this Glance hashes images with (its C(os_hash_algo)), as some image tells; None where none does."""
     page = cloud.get("/images", params={"status": "active", "limit": 1, "sort": "created_at:desc"}).json()
@@ -171,26 +205,32 @@ def own_project(cloud: Cloud) -> str | None:
     return project_id
 
 
-def own_images(cloud: Cloud, query: t.Mapping[str, t.Any]) -> list[Image]:
+def own_images(cloud: Cloud, query: t.Mapping[str, t.Any], hidden: t.Sequence[str] = ("false", "true")) -> list[Image]:
     """The images of this session's own project that match Glance's own C(query), hidden ones too."""
     owner = own_project(cloud)
     asked = {**query, "owner": owner} if owner else dict(query)
-    found = [image for choice in ("false", "true") for image in list_images(cloud, {**asked, "os_hidden": choice})]
+    found = [image for choice in hidden for image in list_images(cloud, {**asked, "os_hidden": choice})]
     return [image for image in found if owner in (None, image["owner"])]
 
 
-def leftovers(cloud: Cloud, marker_property: str, value: str) -> list[Image]:
-    """The images of this session's own project that still have this property, which only drafts have, with this value.
+def leftovers(cloud: Cloud, marker_property: str) -> list[Image]:
+    """The drafts of this session's own project that have this property.
 
     One that is C(saving) may still be uploaded by somebody; Glance makes it C(queued) once that has failed. One that
     is C(active) has its bytes, but was never published.
     """
-    query = {marker_property: value, "status": "in:" + ",".join(_UNPUBLISHED)}
-    return [
-        image
-        for image in own_images(cloud, query)
-        if image["status"] in _UNPUBLISHED and image.get(marker_property) == value
-    ]
+    found = own_images(cloud, {"status": "in:" + ",".join(_UNPUBLISHED)}, hidden=("true",))
+    return [image for image in found if image["status"] in _UNPUBLISHED and marker_property in image]
+
+
+def is_stuck(cloud: Cloud, draft: Image) -> bool:
+    """Whether a draft is no further than it was."""
+    try:
+        now = show(cloud, draft["id"])
+    except ImageNotFound:
+        return False
+    order = _UNPUBLISHED.index
+    return is_draft(now) and now["status"] in _UNPUBLISHED and order(now["status"]) <= order(draft["status"])
 
 
 def wait_for(

@@ -24,17 +24,16 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._content import 
 from ansible_collections.imageferry.glance.plugins.plugin_utils._glance_import import web_download
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import (
+    UPLOAD_OF,
     create,
     delete,
     discard,
     leftovers,
+    no_known_hash,
     publish,
     show,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain
-
-MARK = "owner_specified.imageferry.upload"
-"""The property that an image has until it is whole, with its name as the value."""
 
 _FORGOTTEN = datetime.timedelta(minutes=5)
 
@@ -70,7 +69,7 @@ def make_image(cloud: Cloud, order: Order) -> Image:
 
     :raises FerryError: it failed, and nothing is left of it.
     """
-    draft = create(cloud, order.spec, order.image_id, {MARK: order.spec.name or ""})
+    draft = create(cloud, order.spec, order.image_id, {UPLOAD_OF: order.spec.name or ""})
     try:
         _remove_forgotten(cloud, draft)
         if order.content is None:
@@ -80,7 +79,7 @@ def make_image(cloud: Cloud, order: Order) -> Image:
             image, known = _send(cloud, draft, order, order.content)
         if order.checksum:
             verify_promise(known, order.checksum)
-        return publish(cloud, image, order.spec, [MARK])
+        return publish(cloud, image, order.spec, [UPLOAD_OF])
     except BaseException:  # whatever it is, nothing is left behind
         discard(cloud, draft)
         raise
@@ -88,9 +87,10 @@ def make_image(cloud: Cloud, order: Order) -> Image:
 
 def _remove_forgotten(cloud: Cloud, draft: Image) -> None:
     """Removes what a run left behind that was killed; one that is still at work would have been heard of since."""
-    for image in leftovers(cloud, MARK, draft[MARK]):
+    for image in leftovers(cloud, UPLOAD_OF):
         age = _time(draft["created_at"]) - _time(image["updated_at"])  # both by Glance's clock
-        if image["status"] == "queued" and image["id"] != draft["id"] and age >= _FORGOTTEN:
+        is_alike = image["id"] != draft["id"] and image[UPLOAD_OF] == draft[UPLOAD_OF]
+        if is_alike and image["status"] in ("queued", "active") and age >= _FORGOTTEN:
             with contextlib.suppress(FerryError):
                 delete(cloud, image, unprotect=True)
 
@@ -113,7 +113,7 @@ def _send(cloud: Cloud, draft: Image, order: Order, content: Content) -> tuple[I
     url = cloud.image_url(f"/images/{draft['id']}/file")
     sent = upload(content, url, options, order.progress, sorted(algorithms))
     if sent.verified is None:
-        raise Unverifiable("Glance computed no hash that is known here.", "See 'hashing_algorithm' of its settings.")
+        raise no_known_hash()
     return show(cloud, draft["id"]), {digest.algorithm: digest.value for digest in sent.digests}
 
 

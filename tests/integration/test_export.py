@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageConflict
+from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
+from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from conftest import (
+    HOST_PYTHON,
     MIB,
+    Playbook,
+    connect,
     download,
     kill_with_all_that_it_started,
     listed,
@@ -23,6 +31,17 @@ from conftest import (
 )
 
 CONTENTS = Path("/var/lib/imageferry/contents")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(MIB))
+    return path
+
+
+def identities(glance, name):
+    return sorted(image["id"] for image in listed(glance, name))
 
 
 @pytest.fixture
@@ -119,12 +138,68 @@ def test_what_is_imported_comes_back_as_it_was(export, glance, project, tmp_path
     assert imported["changed"], imported
     same = export(f"path: {back}\nname: origin\nformat: qcow2")
     assert not same["changed"], same
-    assert export(f"path: {back}\nname: round trip")["changed"]
-    (image,) = listed(glance, "round trip")
-    stored = record(glance, image)
-    assert (stored["tags"], stored["os_distro"], stored["hw_disk_bus"], stored["min_ram"]) == (
-        ["golden"], "debian", "virtio", 256)  # fmt: skip
-    assert same_disk(disk, "qcow2", download(glance, stored, tmp_path / "copy"), "raw")
+
+
+def test_disk_and_metadata_come_back_through_every_pair_of_formats(export, glance, tmp_path):
+    raw, qcow2 = tmp_path / "raw", tmp_path / "qcow2"
+    raw.write_bytes(bytes(MIB) + os.urandom(MIB) + bytes(2 * MIB))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
+    about = {"tags": ["golden"], "os_distro": "debian", "hw_disk_bus": "virtio", "min_ram": 256, "min_disk": 1}
+    for path in (raw, qcow2):
+        origin = {"name": f"from {path.name}", "disk_format": path.name, "container_format": "bare", **about}
+        image = glance.post("/images", json=origin).json()
+        headers = {"Content-Type": "application/octet-stream"}
+        glance.put(f"/images/{image['id']}/file", data=path.read_bytes(), headers=headers).raise_for_status()
+    formats = ("raw", "qcow2")
+    place = f"path: '{tmp_path}/{{{{ item[0] }}}}-{{{{ item[1] }}}}'"
+    there = f"{place}\nimage: 'from {{{{ item[0] }}}}'\nformat: '{{{{ item[1] }}}}'"
+    done = export(there, module="glance_image_import", loop=list(itertools.product(formats, repeat=2)))
+    assert done["changed"] and not done.get("failed"), done
+    back = f"{place}\nname: '{{{{ item | join(\" \") }}}}'\nformat: '{{{{ item[2] }}}}'"
+    routes = list(itertools.product(formats, repeat=3))
+    done = export(back, loop=routes)
+    assert done["changed"] and not done.get("failed"), done
+    for route in routes:
+        (image,) = listed(glance, " ".join(route))
+        stored = record(glance, image)
+        assert {name: stored[name] for name in about} == about, route
+        assert same_disk(raw, "raw", download(glance, stored, tmp_path / "copy"), route[2]), route
+
+
+def test_a_raw_disk_that_looks_like_another_goes_as_qcow2(export, glance, tmp_path):
+    base, disk = tmp_path / "base", tmp_path / "disk"
+    base.write_bytes(os.urandom(MIB))
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "raw", disk)
+    task = f"path: {disk}\nsource_format: raw\nname: looks"
+    refused = export(task)
+    assert refused["error"] == "format_mismatch" and "'format: qcow2'" in refused["msg"], refused
+    assert not listed(glance, "looks")
+    assert export(f"{task}\nformat: qcow2")["changed"]
+    (image,) = listed(glance, "looks")
+    assert same_disk(disk, "raw", download(glance, record(glance, image), tmp_path / "copy"), "qcow2")
+
+
+def test_an_image_is_in_the_stores_that_are_asked_for(export, glance, project, disk):
+    task = f"path: {disk}\nname: stored\nstores: "
+    unknown = export(f"{task} [nowhere]")
+    assert unknown["error"] == "invalid_option" and "store1, store2" in unknown["msg"], unknown
+    refused = export(f"{task} [store2, store1]")
+    assert refused["error"] == "access_denied" and not listed(glance, "stored"), "only administrators may copy"
+    admin = connect(project, "admin").image
+    try:
+        made = export(f"{task} [store2]\ncloud: admin")
+        assert record(admin, made["image"])["stores"] == "store2"
+        both = f"{task} [store1, store2]\ncloud: admin"
+        predicted, copied = export(both, "--check"), export(both)
+        assert copied["changed"] and predicted["diff"] == copied["diff"] and "copied to store1" in copied["msg"], copied
+        disk.write_bytes(os.urandom(MIB))
+        new = export(both)
+        for result in (copied, new):
+            assert sorted(result["image"]["stores"].split(",")) == ["store1", "store2"], result
+        assert not export(both)["changed"]
+    finally:
+        for image in listed(admin, "stored"):
+            admin.delete_image(image["id"])
 
 
 @pytest.mark.parametrize(
@@ -209,3 +284,96 @@ def test_an_unchanged_file_is_not_read_again(export, tmp_path):
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "identity": "1:another"}))
     assert export(f"path: {disk}\nname: remembered", "--check")["changed"], "what is kept is believed"
     assert not export(f"path: {disk}\nname: remembered\nreread: true", "--check")["changed"]
+
+
+def test_what_no_hash_is_known_of_is_sent_again(export, glance, project, disk):
+    """Glance's settings have changed since its newest image; as none of its requests can make it say so."""
+    before = export(f"path: {disk}\nname: other hash")["image"]["id"]
+    with sqlite3.connect(project.glance.folder / "glance.db") as database:
+        database.execute("UPDATE images SET os_hash_algo = 'sha256' WHERE id = ?", [before])
+    disk.write_bytes(os.urandom(MIB))
+    sent = len([line for line in project.glance_access_log.read_text().splitlines() if '"PUT ' in line])
+    made = export(f"path: {disk}\nname: other hash")
+    assert made["changed"] and identities(glance, "other hash") == [made["image"]["id"]], made
+    lines = wait_for(lambda: project.glance_access_log.read_text().splitlines())
+    assert len([line for line in lines if '"PUT ' in line]) == sent + 2
+
+
+def test_a_replacement_that_was_broken_off_is_ended_by_the_next_run(export, glance, disk):
+    task = f"path: {disk}\nname: half replaced"
+    first = export(task)["image"]
+    disk.write_bytes(os.urandom(MIB))
+    second = export(f"{task}\non_existing: new")["image"]
+    predicted = export(task, "--check")
+    assert identities(glance, "half replaced") == sorted([first["id"], second["id"]])
+    done = export(task)
+    assert predicted["changed"] and done["changed"] and predicted["diff"] == done["diff"] and first["id"] in done["msg"]
+    assert identities(glance, "half replaced") == [second["id"]] and not export(task)["changed"]
+
+
+def test_a_retired_image_is_not_the_one_that_holds_the_content(export, glance, project, disk, monkeypatch):
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(project.clouds_yaml))
+
+    class InUse(Cloud):
+        def delete(self, path, **options):
+            raise ImageConflict("A volume is a clone of it.")
+
+    content, task = disk.read_bytes(), f"path: {disk}\nname: retired"
+    old = export(task)["image"]
+    disk.write_bytes(os.urandom(MIB))
+    export(f"{task}\non_existing: new")
+    cloud = InUse({"cloud": "demo", "interface": "public"})
+    assert _record.retire(cloud, record(glance, old)) == "is still in use, and hidden"
+    assert not export(task)["changed"], "the retired one is left alone"
+    disk.write_bytes(content)
+    back = export(task)
+    assert back["changed"] and not record(glance, back["image"])["os_hidden"], back
+    assert identities(glance, "retired") == [back["image"]["id"]]
+
+
+def test_an_id_is_for_the_first_image(export, glance, disk):
+    chosen = "5d1c4f0c-2f0b-4b0e-9d0a-6a3c1b1f7e11"
+    task = f"path: {disk}\nname: chosen\nid: {chosen}"
+    assert export(task)["image"]["id"] == chosen
+    disk.write_bytes(os.urandom(MIB))
+    second = export(task)
+    assert second["changed"] and identities(glance, "chosen") == [second["image"]["id"]] != [chosen]
+    glance.delete_image(second["image"]["id"])
+    burnt = export(task)
+    assert burnt["error"] == "image_conflict" and "leave 'id' out" in burnt["msg"], burnt
+
+
+def test_a_leftover_goes_also_when_nothing_is_to_be_sent(export, glance, disk):
+    content, task = disk.read_bytes(), f"path: {disk}\nname: left"
+    made = export(task)["image"]
+    disk.write_bytes(os.urandom(4 * MIB))
+    run = export.start(f"{task}\nrate_limit: 1MiB")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "left")))
+    kill_with_all_that_it_started(run)
+    wait_for(lambda: all(image["status"] != "saving" for image in listed(glance, "left")))
+    doomed = export("name: left\nstate: absent", "--check", module="glance_image")
+    assert [image["id"] for image in doomed["images"]] == [made["id"]], "a draft is no image yet"
+    disk.write_bytes(content)
+    export(task, "--check")
+    assert len(listed(glance, "left")) == 2
+    assert not export(task)["changed"] and identities(glance, "left") == [made["id"]]
+
+
+def test_two_exports_of_one_disk_do_not_disturb_each_other(export, glance, project, tmp_path, disk):
+    disk.write_bytes(os.urandom(2 * MIB))
+    task = f"path: {disk}\nname: twice\nrate_limit: 1MiB"
+    other = Playbook(tmp_path / "other", project, host_python=HOST_PYTHON)
+    runs = export.start(task), other.start(f"cloud: demo\n{task}", module="glance_image_export")
+    done = export.finish(runs[0]), other.finish(runs[1])
+    assert {result.get("error") for result in done} <= {None, "volume_in_use"}, done
+    assert any(result["changed"] for result in done) and len(listed(glance, "twice")) == 1
+
+
+def test_a_host_that_looks_alike_leaves_the_drafts_of_another(export, glance, disk):
+    """As clones do that have the same machine-id."""
+    disk.write_bytes(os.urandom(4 * MIB))
+    run = export.start(f"path: {disk}\nname: alike\nrate_limit: 1MiB")
+    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "alike")))
+    kill_with_all_that_it_started(run)
+    done = export(f"path: {disk}\nname: its clone", hosts=2, when="inventory_hostname == 'host1'")
+    assert done["host1"]["changed"] and len(listed(glance, "alike")) == 1, done

@@ -426,6 +426,21 @@ def test_what_a_killed_run_left_goes(run, cloud, files):
     assert new in [image["id"] for image in everything(cloud)]
 
 
+@pytest.mark.parametrize("by", [{}, {"id": "7c1f1f5e-6f7b-4a53-8d4b-0d2c34a5a2f1"}])
+def test_an_image_that_was_never_published_is_not_there_yet(run, cloud, files, by):
+    """One that is named by its id is finished, as Glance never gives an id twice."""
+    mark = {"owner_specified.imageferry.upload": "left", "name": "left", "os_hidden": True, "visibility": "private"}
+    record = {**mark, **by, "disk_format": "raw", "container_format": "bare"}
+    left = connect(cloud).image.post("/images", json=record).json()["id"]
+    connect(cloud).image.put(f"/images/{left}/file", data=CONTENT["one"], headers={"Content-Type": _BYTES})
+    age(cloud, left)
+    task = make("left", files / "one", **by)
+    assert run(task)["changed"] and not run(task)["changed"]
+    (image,) = everything(cloud)
+    assert (image["visibility"], image["os_hidden"]) == ("shared", False) and (image["id"] == left) == bool(by)
+    assert not [name for name in image if "imageferry" in name]
+
+
 def age(cloud, image_id):
     """Makes an image ten minutes old; no request can."""
     with sqlite3.connect(cloud.glance.folder / "glance.db") as database:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import stat
 import subprocess
 import tempfile
@@ -243,6 +245,20 @@ def test_a_guest_has_one_row_by_whichever_name(export, guest, tmp_path):
     assert export(other, module="volume_backup")["changed"]
     found = export(f"set: rows\nguest: {guest.name}", module="backup_info")["backups"]
     assert [(point["guest"], point["disk"]) for point in found] == [(guest.name, f"{guest.name}/vda")]
+
+
+def test_no_disk_of_several_is_shown_before_all_are_verified(export, glance, project, guest):
+    task = yaml.safe_dump({"domain": guest.name, "disks": [
+        {"disk": "vda", "name": "sound"}, {"disk": "vdb", "name": "unverified"}]})  # fmt: skip
+    is_odd = "NEW.name = 'unverified' AND NEW.os_hash_algo = 'sha512'"
+    change = "UPDATE images SET os_hash_algo = 'unheard-of', checksum = NULL WHERE id = NEW.id"
+    with contextlib.closing(sqlite3.connect(project.glance.folder / "glance.db")) as database:
+        database.execute(f"CREATE TRIGGER odd AFTER UPDATE ON images WHEN {is_odd} BEGIN {change}; END")
+        try:
+            refused = export(task)
+        finally:
+            database.execute("DROP TRIGGER odd")
+    assert refused["error"] == "unverifiable" and not listed(glance, "sound") + listed(glance, "unverified"), refused
 
 
 def test_a_running_guest_may_be_left_alone(export, glance, guest):

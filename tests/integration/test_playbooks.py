@@ -94,6 +94,24 @@ def test_old_backups_go_only_of_the_disks_that_were_backed_up(run, cloud, tmp_pa
     assert [Path(point["disk"]).name for point in found] == ["first", "first", "second"]
 
 
+def test_disks_are_exported(run, cloud, tmp_path):
+    for name in ("one", "two"):
+        qemu_img("create", "-f", "raw", tmp_path / name, "1M")
+        qemu_io(tmp_path / name, "raw", "write -P 1 0 64k")
+    name = "exported {{ inventory_hostname }}"
+    wanted = {"image_name": name, "path": f"{tmp_path}/{{{{ inventory_hostname }}}}", "source_format": "raw", "vg": ""}
+    predicted = run("export_volume", "--check", "--limit=one", **wanted)
+    assert predicted[0].split(maxsplit=2)[2].startswith("Would export: there is no image 'exported one'")
+    done = run("export_volume", fails=True, format="qcow2", **wanted)
+    outcomes = [line.split()[:2] for line in done[:-1]]
+    assert outcomes == [["one", "changed"], ["two", "changed"], ["three", "failed"]], done
+    formats = {image.name: image.disk_format for image in connect(cloud).image.images()}
+    assert (formats["exported one"], formats["exported two"]) == ("qcow2", "qcow2")
+    assert run("export_volume", "--limit=one,two", **wanted)[-1] == "0 changed, 2 ok, 0 failed."
+    run("export_volume", "--limit=one", fails=True, **{**wanted, "image_name": ""})
+    assert "Say what the image is to be called" in run.output
+
+
 def test_a_disk_is_restored_as_it_was(run, tmp_path):
     disk = tmp_path / "disk"
     qemu_img("create", "-f", "raw", disk, "8M")

@@ -83,10 +83,10 @@ class Subject(t.NamedTuple):
     @property
     def key(self) -> str:
         """What tells this host's disk from all others, also at the next run."""
-        try:
-            with open(_MACHINE_ID, encoding="ascii") as file:
-                machine = file.read().strip()
-        except OSError:
+        machine = ""
+        with contextlib.suppress(OSError), open(_MACHINE_ID, encoding="ascii") as file:
+            machine = file.read().strip()
+        if machine in ("", "uninitialized"):
             machine = os.uname().nodename
         return hashlib.sha256(f"{machine}\0{self.volume.path}".encode()).hexdigest()[:32]
 

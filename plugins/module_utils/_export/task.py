@@ -10,7 +10,7 @@ import dataclasses
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import SourceChanged
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FormatMismatch, SourceChanged
 from ansible_collections.imageferry.glance.plugins.module_utils._export.body import ImageForm, make_body
 from ansible_collections.imageferry.glance.plugins.module_utils._export.recollection import Recollection
 from ansible_collections.imageferry.glance.plugins.module_utils._export.subject import (
@@ -21,6 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._export.subject 
     subjects,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
+from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Body
 from ansible_collections.imageferry.glance.plugins.module_utils._image.content import (
     Beginning,
     ContentHasher,
@@ -32,8 +33,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._module import h
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import ALGORITHMS, upload
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload import Sent, upload
 
+_AS_QCOW2 = "A guest can make its raw disk look like another format, so that Glance refuses it: set 'format: qcow2'."
 _STORE = "X-Image-Meta-Store"  # Image API v2, "Upload binary image data"
 
 
@@ -54,7 +56,7 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
                 held.enter_context(subject.volume.locked(params["lock_timeout"]))
             if params["_images"] is None:
                 return {"changed": False, "disks": [_describe(params, subject, rules, control) for subject in found]}
-            headers = {_STORE: params["store"]} if params["store"] else {}
+            headers = {_STORE: params["stores"][0]} if params["stores"] else {}
             options = dataclasses.replace(http_options(module, control.tokens), headers=headers)
             with opened_flat(found, rules, connection) as disks:
                 pushed = [_push(params, subject, disk, options, control) for subject, disk in zip(found, disks)]
@@ -148,7 +150,7 @@ def _push(
         data = looked.data
     hasher = ContentHasher(flat.size)
     with make_body(flat, data, _form(params, image["format"]), hasher, read) as (body, staged):
-        sent = upload(body, image["url"], options, control, [image["hash"]] if image["hash"] else ALGORITHMS)
+        sent = _send(body, image, options, control)
     if looked is not None and looked.identity != hasher.identity:
         raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
     if subject.guest is None:
@@ -156,6 +158,13 @@ def _push(
         recollection.keep(hasher.identity)
     transfer = sent.to_dict(flat.size - data.data_bytes, staged)
     return {**told, "identity": hasher.identity, "transfer": transfer, "digests": sent.digests}
+
+
+def _send(body: Body, image: dict[str, t.Any], options: HttpOptions, control: Control | SilentControl) -> Sent:
+    try:
+        return upload(body, image["url"], options, control, image["hashes"])
+    except FormatMismatch as err:
+        raise FormatMismatch(err.what, _AS_QCOW2 if image["format"] == "raw" else None) from err
 
 
 def _form(params: dict[str, t.Any], image_format: str) -> ImageForm:

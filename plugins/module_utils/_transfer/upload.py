@@ -58,12 +58,14 @@ _POLL = 0.5
 _AGAIN = "Check the server and the network, or raise 'retries', and run again; nothing of the image was kept."
 _DELETE = "Delete the image, and run again."
 
+_DELETED = "The image was deleted before its upload had ended, maybe by another upload of the same: run again."
+
 _REFUSALS: dict[int, tuple[type[FerryError], str | None]] = {
     401: (AccessDenied, "Check the credentials."),
     403: (AccessDenied, None),
-    404: (ImageNotFound, "The image was deleted before its upload had ended; run again."),
+    404: (ImageNotFound, _DELETED),
     409: (UploadConflict, None),
-    410: (ImageNotFound, "The image was deleted before its upload had ended; run again."),
+    410: (ImageNotFound, _DELETED),
     413: (QuotaExceeded, None),
     415: (FormatMismatch, "Choose the format that the disk has, or one that this image service takes."),
 }
@@ -267,6 +269,8 @@ class _Upload:
         where, status = public_url(self._record_url), response.status_code
         if status in RETRIED:
             raise Lost(f"the server answered {status} {response.reason}", pause=retry_after(response))
+        if status in (404, 410):
+            raise ImageNotFound(f"{where} answered {status} {response.reason}.", _DELETED)
         if status != 200:
             raise refusal(status, response.reason, where)
         try:
