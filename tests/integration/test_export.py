@@ -209,3 +209,11 @@ def test_an_unchanged_file_is_not_read_again(export, tmp_path):
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "identity": "1:another"}))
     assert export(f"path: {disk}\nname: remembered", "--check")["changed"], "what is kept is believed"
     assert not export(f"path: {disk}\nname: remembered\nreread: true", "--check")["changed"]
+
+
+def test_a_disk_is_remembered_as_what_it_was_read_as(export, tmp_path):
+    disk = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", disk, "1M")
+    os.utime(disk, (time.time() - 60, time.time() - 60))
+    assert export(f"path: {disk}\nname: as\nsource_format: qcow2")["changed"]
+    assert export(f"path: {disk}\nname: as\nsource_format: raw", "--check")["changed"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -169,4 +170,6 @@ def _check_unchanged(subject: Subject, recollection: Recollection) -> None:
 
 
 def _memory_key(subject: Subject) -> str:
-    return f"{subject.key}-{subject.snapshot_id}" if subject.snapshot_id else subject.key
+    """What tells what is read from all else that the disk could be read as."""
+    read_as = (subject.key, subject.disk.format, subject.snapshot_id or "")
+    return hashlib.sha256("\0".join(read_as).encode()).hexdigest()[:32]
