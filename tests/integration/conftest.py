@@ -211,6 +211,21 @@ def kill_with_all_that_it_started(run):
     run.communicate()
 
 
+@contextlib.contextmanager
+def loop_device(backing):
+    """A loop device over the file, with 4096-byte sectors, as new disks have them."""
+    if os.geteuid() != 0:
+        pytest.skip("a loop device needs root")
+    attach = ["losetup", "--sector-size=4096", "--find", "--show", backing]
+    done = subprocess.run(attach, capture_output=True, check=False, text=True)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr}")
+    try:
+        yield Path(done.stdout.strip())
+    finally:
+        subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+
+
 def descendants(pid):
     """The processes that it has started, and those that these have."""
     found = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from conftest import (
     download,
     kill_with_all_that_it_started,
     listed,
+    loop_device,
     qemu_img,
     qemu_io,
     record,
@@ -171,15 +173,18 @@ def test_a_protected_image_is_not_replaced(export, glance, tmp_path):
     glance.update_image(first["image"]["id"], is_protected=False)
 
 
-def test_a_disk_that_is_written_to_is_no_image(export, glance, tmp_path):
-    disk = tmp_path / "disk"
-    disk.write_bytes(os.urandom(4 * MIB))
-    run = export.start(f"path: {disk}\nname: torn\nrate_limit: 1MiB")
-    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "torn")))
-    with disk.open("r+b") as file:
-        file.write(b"changed")
-    assert export.finish(run)["error"] == "source_changed"
-    assert not listed(glance, "torn")
+@pytest.mark.parametrize("kind", ["path", "device"])
+def test_a_disk_that_is_written_to_is_no_image(export, glance, tmp_path, kind):
+    backing = tmp_path / "disk"
+    backing.write_bytes(os.urandom(4 * MIB))
+    with contextlib.nullcontext(backing) if kind == "path" else loop_device(backing) as disk:
+        run = export.start(f"{kind}: {disk}\nsource_format: raw\nname: torn-{kind}\nrate_limit: 1MiB")
+        wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, f"torn-{kind}")))
+        with disk.open("r+b") as file:
+            file.write(b"changed")
+        assert export.finish(run)["error"] == "source_changed"
+        assert not listed(glance, f"torn-{kind}")
+        assert export(f"{kind}: {disk}\nsource_format: raw\nname: torn-{kind}")["changed"]
 
 
 def test_a_killed_export_is_cleaned_up_by_the_next(export, glance, tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
@@ -16,10 +15,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     GuestRunning,
     HasClones,
     InvalidOption,
+    SourceChanged,
     UnsupportedFormat,
     VolumeInvalid,
     VolumeNotFound,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._export.stamp import Stamp, is_device, stamp
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import Link
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
@@ -90,15 +91,25 @@ class Subject(t.NamedTuple):
             machine = os.uname().nodename
         return hashlib.sha256(f"{machine}\0{self.volume.path}".encode()).hexdigest()[:32]
 
-    def stamp(self) -> list[list[int | str]] | None:
-        """What changes when somebody writes to a file of the chain; None where that cannot be seen, as on a device."""
-        stamps: list[list[int | str]] = []
-        for path in (self.volume.path, *(link.path for link in self.links)):
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
-                return None
-            stamps.append([path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns])
-        return stamps
+    @property
+    def paths(self) -> list[str]:
+        """Of all images of the chain, the uppermost first."""
+        return [self.volume.path, *(link.path for link in self.links)]
+
+    def lasting_stamp(self) -> Stamp | None:
+        """What also shows at the next run whether somebody wrote to the disk; None where a device is part of it."""
+        return None if any(map(is_device, self.paths)) or self.volume.is_block else stamp(self.paths)
+
+    @contextlib.contextmanager
+    def held_still(self) -> t.Iterator[None]:
+        """Watches an idle disk, which is open, while it is read.
+
+        :raises SourceChanged: somebody wrote to it.
+        """
+        before = stamp(self.paths)
+        yield
+        if stamp(self.paths) != before:
+            raise SourceChanged(f"{self.volume.label} was written to while it was read.")
 
 
 @contextlib.contextmanager
@@ -117,8 +128,7 @@ def subjects(params: dict[str, t.Any], rules: Rules, connection: t.Any) -> t.Ite
         found = []
         for target in [item["disk"] for item in params["disks"] or [params]]:
             disk, path = find_guest_disk(connection, domain, target)
-            kind = "device" if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode) else "path"
-            volume = opened.enter_context(open_volume({kind: path}))
+            volume = opened.enter_context(open_volume({"device" if is_device(path) else "path": path}))
             own = rules if disk.format is None else rules._replace(source_format=disk.format)
             found.append(_find(volume, target, own, connection))
         yield found
