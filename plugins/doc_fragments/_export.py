@@ -43,11 +43,12 @@ options:
   compress:
     description:
       - Compresses the clusters of a qcow2, in this way. V(zstd) needs libzstd, which comes with QEMU.
-      - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known.
+      - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known. Where they do not
+        fit, the disk is read and compressed a second time instead, which must bring the same.
     type: str
     choices: [zlib, zstd]
   spool_dir:
-    description: Folder for compressed bytes, C(/var/tmp) by default. Its space is checked first.
+    description: Folder for compressed bytes, C(/var/tmp) by default. Nothing is kept there if its space is too small.
     type: path
   store:
     description: The store of Glance that the image goes to, as M(imageferry.glance.glance_provider_info) lists them.

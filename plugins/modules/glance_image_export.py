@@ -196,7 +196,7 @@ transfer:
       description: Bytes of the disk that are known to be zeros. A qcow2 goes without them.
       type: int
     staged_bytes:
-      description: Bytes that were kept in O(spool_dir) meanwhile.
+      description: Bytes that were kept in O(spool_dir) meanwhile; 0 where they did not fit, and all was read twice.
       type: int
     seconds:
       description: Seconds that it took.

@@ -226,6 +226,19 @@ def loop_device(backing):
         subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
 
 
+@contextlib.contextmanager
+def small_folder(folder, size):
+    """A file system of this size, which mount is told, such as C(4m)."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def descendants(pid):
     """The processes that it has started, and those that these have."""
     found = []

@@ -21,6 +21,7 @@ from conftest import (
     qemu_io,
     record,
     same_disk,
+    small_folder,
     wait_for,
 )
 
@@ -90,6 +91,16 @@ def test_the_content_decides_not_the_format(export, glance, tmp_path):
     disk.write_bytes(os.urandom(2 * MIB))
     assert export(f"path: {disk}\nname: golden\non_existing: new")["changed"]
     assert len(listed(glance, "golden")) == 2
+
+
+def test_what_does_not_fit_into_spool_dir_is_compressed_twice(export, glance, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(6 * MIB))
+    with small_folder(tmp_path / "small", "4m") as folder:
+        made = export(f"path: {disk}\nname: twice\nformat: qcow2\ncompress: zlib\nspool_dir: {folder}")
+    assert made["changed"] and made["transfer"]["staged_bytes"] == 0, made
+    (image,) = listed(glance, "twice")
+    assert same_disk(disk, "raw", download(glance, record(glance, image), tmp_path / "copy"), "qcow2")
 
 
 def test_a_snapshot_in_a_qcow2_is_exported(export, glance, tmp_path):

@@ -39,7 +39,7 @@ def _of_one(path: str) -> list[int | str]:
 
 
 def _counters(path: str, number: int) -> list[int]:
-    """The sectors that were written to a device, those among them that wait in memory, and those that were discarded."""
+    """The sectors of a device that were written, with those that waited in memory, and that were discarded."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
