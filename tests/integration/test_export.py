@@ -69,6 +69,22 @@ def test_a_chain_becomes_one_image(export, glance, chain, tmp_path, options, ima
     assert not again["changed"] and "transfer" not in again and len(listed(glance, name)) == 1
 
 
+def test_a_chain_is_exported_down_to_its_base(export, glance, chain, tmp_path):
+    task = f"path: {chain}\nsource_format: qcow2\nname: part\nformat: raw\non_existing: new"
+    parts = {}
+    for base in ("middle", "base"):
+        made = export(f"{task}\nbase: {tmp_path / base}")
+        assert made["changed"], made
+        parts[base] = download(glance, record(glance, made["image"]), tmp_path / f"above-{base}").read_bytes()
+    top = bytes(47 * MIB) + b"\5" * MIB
+    middle = bytes(2 * MIB) + b"\3" * 2 * MIB + bytes(36 * MIB) + b"\4" * 65536
+    assert parts["middle"] == top and parts["base"] == middle + top[len(middle) :]
+    assert not export(f"{task}\nbase: {tmp_path / 'middle'}\nflatten: false", "--check")["changed"]
+    assert export(task, "--check")["changed"], "the whole is another content"
+    refused = export(f"{task}\nbase: {tmp_path}/other")
+    assert refused["error"] == "invalid_option" and str(tmp_path / "middle") in refused["msg"]
+
+
 def test_the_content_decides_not_the_format(export, glance, tmp_path):
     disk, other = tmp_path / "disk.raw", tmp_path / "other.qcow2"
     disk.write_bytes(os.urandom(MIB) + bytes(3 * MIB) + os.urandom(MIB))

@@ -50,6 +50,7 @@ class Rules(t.NamedTuple):
     :param live: whether the disk of a running guest may be exported.
     :param quiesce: see L(backup).
     :param scratch_dir: see L(backup).
+    :param base: the path of the image of the chain that is left out, with all below it.
     """
 
     source_format: str | None
@@ -58,13 +59,14 @@ class Rules(t.NamedTuple):
     live: bool
     quiesce: str
     scratch_dir: str | None
+    base: str | None = None
 
 
 class Subject(t.NamedTuple):
     """One disk to be exported.
 
     :param name: which one it is among several: the guest's word for it, or nothing.
-    :param links: the images that it is laid over.
+    :param links: the images that it is laid over, as far as they are read.
     :param guest: the running guest's disk that it is; None when it is idle.
     :param snapshot_id: of the internal snapshot that is read.
     """
@@ -149,13 +151,29 @@ def _find(volume: Volume, name: str, rules: Rules, connection: t.Any) -> Subject
         raise UnsupportedFormat(f"{volume.label} is {disk.format}, and can be exported only if it is raw or qcow2.")
     if running is None:
         check_can_change(volume, disk, "source_format")
-    links = disk.chain(volume.path)
+    links = _above_base(volume, disk.chain(volume.path), rules, running)
     if links and not rules.flatten:
         raise InvalidOption(
             f"{volume.label} is laid over {links[0].path}, and 'flatten' is false.",
             "Leave out 'flatten' to export the disk as a guest sees it.",
         )
     return Subject(name, volume, disk, links, running, _snapshot(volume, disk, rules, running))
+
+
+def _above_base(volume: Volume, chain: list[Link], rules: Rules, running: GuestDisk | None) -> list[Link]:
+    """The part of the chain that is exported with the disk."""
+    if rules.base is None:
+        return chain
+    if running is not None:
+        raise InvalidOption(
+            f"{volume.label} is the disk of a running guest, and libvirt backs that up with all that it is laid over.",
+            "Leave out 'base', or shut down the guest.",
+        )
+    paths = [os.path.realpath(link.path) for link in chain]
+    if os.path.realpath(rules.base) in paths:
+        return chain[: paths.index(os.path.realpath(rules.base))]
+    below = ", ".join(link.path for link in chain) or "nothing"
+    raise InvalidOption(f"{volume.label} is not laid over {rules.base}, but over {below}.")
 
 
 def _snapshot(volume: Volume, disk: Disk, rules: Rules, running: GuestDisk | None) -> str | None:

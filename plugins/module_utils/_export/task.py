@@ -45,7 +45,7 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
     """
     params = module.params
     control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
-    names = ("source_format", "snapshot", "flatten", "live", "quiesce", "scratch_dir")
+    names = ("source_format", "snapshot", "flatten", "live", "quiesce", "scratch_dir", "base")
     rules = Rules(**{name: params[name] for name in names})
     try:
         with contextlib.ExitStack() as held:
@@ -182,5 +182,5 @@ def _recollection(subject: Subject) -> Recollection:
 
 def _memory_key(subject: Subject) -> str:
     """What tells what is read from all else that the disk could be read as."""
-    read_as = (subject.key, subject.disk.format, subject.snapshot_id or "")
+    read_as = (subject.key, subject.disk.format, subject.snapshot_id or "", str(len(subject.links)))
     return hashlib.sha256("\0".join(read_as).encode()).hexdigest()[:32]
