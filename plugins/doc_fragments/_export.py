@@ -30,6 +30,8 @@ options:
     description:
       - Folder, that QEMU can reach, for what a running guest overwrites while its disk is read. By default the one that
         the disk's file is in, and C(/var/lib/libvirt/images) for a device.
+      - It needs room for a tenth of the data on the disks before anything is read, and more for a guest that writes
+        much. If it is full all the same, QEMU has the guest's own writes fail, or pauses the guest.
     type: path
   compat:
     description: Version of a qcow2, V(0.10) for version 2, which the oldest of QEMUs understand.

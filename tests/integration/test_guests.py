@@ -28,6 +28,7 @@ from conftest import (
     qemu_img,
     record,
     running_cloud,
+    small_folder,
     upload,
     virtual_size,
     wait_for,
@@ -295,6 +296,14 @@ def test_a_power_cut_leaves_no_scratch_file_for_long(hold, guest, tmp_path):
     shutil.rmtree(*RUN.glob("imageferry-backup-*"))
     scratch.touch()
     assert hold() == {"quiesced": True} and not scratch.exists()
+
+
+def test_a_scratch_folder_that_is_too_small_is_refused_before(hold, guest, tmp_path):
+    write_in_guest(guest, 0, "write -P 3 0 8M")
+    with small_folder(tmp_path / "small", "512k") as folder:
+        failed = hold(folder)
+    assert failed["error"] == "no_space" and str(folder) in failed["msg"] and "'scratch_dir'" in failed["msg"]
+    assert hold(tmp_path / "nowhere")["error"] == "invalid_option"
 
 
 @pytest.fixture

@@ -17,8 +17,13 @@ import time
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import BackupRefused
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    BackupRefused,
+    InvalidOption,
+    NoSpace,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.claim import Claim, abandoned
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 
 _RUN = "/run/libvirt/qemu"  # where a confined QEMU may make sockets
 _PREFIX = "imageferry-backup-"
@@ -26,6 +31,8 @@ _FOR_DEVICES = "/var/lib/libvirt/images"
 _AGENT = "org.qemu.guest_agent.0"
 _END_TIMEOUT = 30.0
 _THAW_TIMEOUT = 10.0
+_ALLOCATION = 1  # of virDomainBlockInfo
+_SHARE = 10  # of the disks' data that has to fit, one in so many bytes
 _POLL = 0.1
 
 
@@ -62,11 +69,13 @@ def backup(domain: t.Any, disks: t.Sequence[LiveDisk], quiesce: str, scratch_dir
         V(never) does not.
     :param scratch_dir: where scratch files go; None for beside a file, and libvirt's images for a device.
     :raises VolumeInUse: another export of this guest is going on.
+    :raises NoSpace: there is clearly too little room for scratch files.
     :raises BackupRefused: libvirt, QEMU or the guest's agent refuses.
     """
     _end_abandoned(domain)
     token = secrets.token_hex(8)
     scratch = {disk.target: _scratch_path(disk, token, scratch_dir) for disk in disks}
+    _check_room(domain, scratch)
     with contextlib.closing(Claim.make(token, domain.UUIDString(), list(scratch.values()))) as claim:
         try:
             socket = _make_socket_place(claim, domain)
@@ -91,6 +100,29 @@ def _describe(socket: str, scratch: t.Mapping[str, str]) -> str:
 def _scratch_path(disk: LiveDisk, token: str, scratch_dir: str | None) -> str:
     beside = os.path.dirname(disk.path) if os.path.isfile(disk.path) else _FOR_DEVICES
     return os.path.join(scratch_dir or beside, f".{_PREFIX}{token}-{disk.target}")
+
+
+def _check_room(domain: t.Any, scratch: t.Mapping[str, str]) -> None:
+    """Sees that a part of the disks' data fits: what the guest will overwrite is not known, and where it does not fit,
+    QEMU has the guest's writes fail.
+
+    :raises NoSpace: it does not.
+    """
+    data: dict[int, int] = {}  # by file system
+    for target, path in scratch.items():
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder):
+            raise InvalidOption(f"{folder}, where a scratch file is to be, is no folder on this host.")
+        file_system = os.stat(folder).st_dev
+        data[file_system] = data.get(file_system, 0) + int(domain.blockInfo(target)[_ALLOCATION])
+        status = os.statvfs(folder)
+        free = status.f_bavail * status.f_frsize
+        if free < data[file_system] // _SHARE:
+            raise NoSpace(
+                f"What the guest {domain.name()} overwrites while its disks are read is kept in {folder}, which has "
+                f"{format_size(free)} free for disks with {format_size(data[file_system])} of data.",
+                "Make room for a tenth at least, or name another 'scratch_dir'.",
+            )
 
 
 def _folder(claim: Claim) -> str:
