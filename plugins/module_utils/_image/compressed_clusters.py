@@ -95,7 +95,7 @@ class CompressedClusters:
         except BaseException:
             self.close()
             raise
-        self._identity = self._hasher and self._hasher.identity
+        self._identity = self._hasher.identity if self._hasher else None
 
     def close(self) -> None:
         """Gives the space of the spool back."""
