@@ -30,6 +30,8 @@ options:
     description:
       - Folder, that QEMU can reach, for what a running guest overwrites while its disk is read. By default the one that
         the disk's file is in, and C(/var/lib/libvirt/images) for a device.
+      - It needs room for a tenth of the data on the disks before anything is read, and more for a guest that writes
+        much. If it is full all the same, QEMU has the guest's own writes fail, or pauses the guest.
     type: path
   compat:
     description: Version of a qcow2, V(0.10) for version 2, which the oldest of QEMUs understand.
@@ -43,11 +45,12 @@ options:
   compress:
     description:
       - Compresses the clusters of a qcow2, in this way. V(zstd) needs libzstd, which comes with QEMU.
-      - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known.
+      - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known. Where they do not
+        fit, the disk is read and compressed a second time instead, which must bring the same.
     type: str
     choices: [zlib, zstd]
   spool_dir:
-    description: Folder for compressed bytes, C(/var/tmp) by default. Its space is checked first.
+    description: Folder for compressed bytes, C(/var/tmp) by default. Nothing is kept there if its space is too small.
     type: path
   stores:
     description:

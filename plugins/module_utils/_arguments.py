@@ -222,6 +222,7 @@ def export_spec() -> Spec:
         "disks": {"type": "list", "elements": "dict", "options": disk},
         "snapshot": {"type": "str"},
         "flatten": {"type": "bool", "default": True},
+        "base": {"type": "path"},
         "name": {"type": "str"},
         "id": {"type": "str"},
         "format": {"type": "str", "choices": ["keep", *FORMATS], "default": "keep"},
@@ -246,7 +247,7 @@ _DISK_PLACES = ("path", "device", "vg", "pool", "domain")
 
 EXPORT_RULES: dict[str, t.Any] = {
     "mutually_exclusive": [_DISK_PLACES, ("disk", "disks"), ("name", "disks"), ("id", "disks"),
-                           ("domain", "source_format")],
+                           ("base", "disks"), ("domain", "source_format")],
     "required_together": VOLUME_RULES["required_together"],
     "required_one_of": [_DISK_PLACES, ("name", "disks")],
     "required_by": {"disk": "domain", "disks": "domain"},

@@ -50,6 +50,15 @@ options:
     description: Whether a disk that is laid over others is exported together with them. V(false) refuses it.
     type: bool
     default: true
+  base:
+    description:
+      - Path of an image that the disk is laid over, which is left out with all below it. The new image holds only what
+        lies above, and reads as zeros where nothing there holds data.
+      - That is what was written since the disk was laid over O(base), to be kept or looked at; it is seldom a disk that
+        boots. Nor is it an overlay, as an image in Glance has no backing file; put over O(base) again, it does not tell
+        zeros that were written from what was not written.
+      - For disks that no running guest writes to. A template below a running guest is exported by its own O(path).
+    type: path
   name:
     description: Name of the image.
     type: str
@@ -201,7 +210,7 @@ transfer:
       description: Bytes of the disk that are known to be zeros. A qcow2 goes without them.
       type: int
     staged_bytes:
-      description: Bytes that were kept in O(spool_dir) meanwhile.
+      description: Bytes that were kept in O(spool_dir) meanwhile; 0 where they did not fit, and all was read twice.
       type: int
     seconds:
       description: Seconds that it took.

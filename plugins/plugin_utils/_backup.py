@@ -18,7 +18,7 @@ from dataclasses import replace
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageNotFound, InvalidOption
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
-from ansible_collections.imageferry.glance.plugins.plugin_utils._export import CONTENT, DRAFT_OF, Export, Surveyed
+from ansible_collections.imageferry.glance.plugins.plugin_utils._export import CONTENT, Export, Surveyed
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, plan_update
 
 _PREFIX = "owner_specified.imageferry.backup."

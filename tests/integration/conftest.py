@@ -211,6 +211,34 @@ def kill_with_all_that_it_started(run):
     run.communicate()
 
 
+@contextlib.contextmanager
+def loop_device(backing):
+    """A loop device over the file, with 4096-byte sectors, as new disks have them."""
+    if os.geteuid() != 0:
+        pytest.skip("a loop device needs root")
+    attach = ["losetup", "--sector-size=4096", "--find", "--show", backing]
+    done = subprocess.run(attach, capture_output=True, check=False, text=True)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr}")
+    try:
+        yield Path(done.stdout.strip())
+    finally:
+        subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+
+
+@contextlib.contextmanager
+def small_folder(folder, size):
+    """A file system of this size, which mount is told, such as C(4m)."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def descendants(pid):
     """The processes that it has started, and those that these have."""
     found = []

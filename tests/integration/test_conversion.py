@@ -11,7 +11,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import upload
+from conftest import loop_device, upload
 from faulty_proxy import FileServer
 
 MIB = 1024**2
@@ -55,17 +55,11 @@ def say_larger(vhd, by):
 
 @pytest.fixture
 def device(tmp_path):
-    """A loop device of which every byte was written before; 4096-byte sectors, as new disks have them."""
-    if os.geteuid() != 0:
-        pytest.skip("a loop device needs root")
+    """A loop device of which every byte was written before."""
     backing = tmp_path / "backing"
     backing.write_bytes(b"\xff" * 80 * MIB)
-    attach = ["losetup", "--sector-size=4096", "--find", "--show", backing]
-    done = subprocess.run(attach, capture_output=True, check=False, text=True)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr}")
-    yield done.stdout.strip()
-    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+    with loop_device(backing) as device:
+        yield str(device)
 
 
 def test_a_qcow2_becomes_a_raw_disk_on_its_way(import_image, images, tmp_path):

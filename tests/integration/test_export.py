@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,10 +24,12 @@ from conftest import (
     download,
     kill_with_all_that_it_started,
     listed,
+    loop_device,
     qemu_img,
     qemu_io,
     record,
     same_disk,
+    small_folder,
     wait_for,
 )
 
@@ -85,6 +88,22 @@ def test_a_chain_becomes_one_image(export, glance, chain, tmp_path, options, ima
     assert not again["changed"] and "transfer" not in again and len(listed(glance, name)) == 1
 
 
+def test_a_chain_is_exported_down_to_its_base(export, glance, chain, tmp_path):
+    task = f"path: {chain}\nsource_format: qcow2\nname: part\nformat: raw\non_existing: new"
+    parts = {}
+    for base in ("middle", "base"):
+        made = export(f"{task}\nbase: {tmp_path / base}")
+        assert made["changed"], made
+        parts[base] = download(glance, record(glance, made["image"]), tmp_path / f"above-{base}").read_bytes()
+    top = bytes(47 * MIB) + b"\5" * MIB
+    middle = bytes(2 * MIB) + b"\3" * 2 * MIB + bytes(36 * MIB) + b"\4" * 65536
+    assert parts["middle"] == top and parts["base"] == middle + top[len(middle) :]
+    assert not export(f"{task}\nbase: {tmp_path / 'middle'}\nflatten: false", "--check")["changed"]
+    assert export(task, "--check")["changed"], "the whole is another content"
+    refused = export(f"{task}\nbase: {tmp_path}/other")
+    assert refused["error"] == "invalid_option" and str(tmp_path / "middle") in refused["msg"]
+
+
 def test_the_content_decides_not_the_format(export, glance, tmp_path):
     disk, other = tmp_path / "disk.raw", tmp_path / "other.qcow2"
     disk.write_bytes(os.urandom(MIB) + bytes(3 * MIB) + os.urandom(MIB))
@@ -107,6 +126,16 @@ def test_the_content_decides_not_the_format(export, glance, tmp_path):
     disk.write_bytes(os.urandom(2 * MIB))
     assert export(f"path: {disk}\nname: golden\non_existing: new")["changed"]
     assert len(listed(glance, "golden")) == 2
+
+
+def test_what_does_not_fit_into_spool_dir_is_compressed_twice(export, glance, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(6 * MIB))
+    with small_folder(tmp_path / "small", "4m") as folder:
+        made = export(f"path: {disk}\nname: twice\nformat: qcow2\ncompress: zlib\nspool_dir: {folder}")
+    assert made["changed"] and made["transfer"]["staged_bytes"] == 0, made
+    (image,) = listed(glance, "twice")
+    assert same_disk(disk, "raw", download(glance, record(glance, image), tmp_path / "copy"), "qcow2")
 
 
 def test_a_snapshot_in_a_qcow2_is_exported(export, glance, tmp_path):
@@ -246,15 +275,18 @@ def test_a_protected_image_is_not_replaced(export, glance, tmp_path):
     glance.update_image(first["image"]["id"], is_protected=False)
 
 
-def test_a_disk_that_is_written_to_is_no_image(export, glance, tmp_path):
-    disk = tmp_path / "disk"
-    disk.write_bytes(os.urandom(4 * MIB))
-    run = export.start(f"path: {disk}\nname: torn\nrate_limit: 1MiB")
-    wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, "torn")))
-    with disk.open("r+b") as file:
-        file.write(b"changed")
-    assert export.finish(run)["error"] == "source_changed"
-    assert not listed(glance, "torn")
+@pytest.mark.parametrize("kind", ["path", "device"])
+def test_a_disk_that_is_written_to_is_no_image(export, glance, tmp_path, kind):
+    backing = tmp_path / "disk"
+    backing.write_bytes(os.urandom(4 * MIB))
+    with contextlib.nullcontext(backing) if kind == "path" else loop_device(backing) as disk:
+        run = export.start(f"{kind}: {disk}\nsource_format: raw\nname: torn-{kind}\nrate_limit: 1MiB")
+        wait_for(lambda: any(image["status"] == "saving" for image in listed(glance, f"torn-{kind}")))
+        with disk.open("r+b") as file:
+            file.write(b"changed")
+        assert export.finish(run)["error"] == "source_changed"
+        assert not listed(glance, f"torn-{kind}")
+        assert export(f"{kind}: {disk}\nsource_format: raw\nname: torn-{kind}")["changed"]
 
 
 def test_a_killed_export_is_cleaned_up_by_the_next(export, glance, tmp_path):
@@ -377,3 +409,11 @@ def test_a_host_that_looks_alike_leaves_the_drafts_of_another(export, glance, di
     kill_with_all_that_it_started(run)
     done = export(f"path: {disk}\nname: its clone", hosts=2, when="inventory_hostname == 'host1'")
     assert done["host1"]["changed"] and len(listed(glance, "alike")) == 1, done
+
+
+def test_a_disk_is_remembered_as_what_it_was_read_as(export, tmp_path):
+    disk = tmp_path / "disk"
+    qemu_img("create", "-f", "qcow2", disk, "1M")
+    os.utime(disk, (time.time() - 60, time.time() - 60))
+    assert export(f"path: {disk}\nname: as\nsource_format: qcow2")["changed"]
+    assert export(f"path: {disk}\nname: as\nsource_format: raw", "--check")["changed"]

@@ -30,12 +30,15 @@ from conftest import (
     qemu_img,
     record,
     running_cloud,
+    small_folder,
     upload,
     virtual_size,
     wait_for,
 )
 
 OWN = ("vda", "vdb", "vdc", "hdc")  # what the guest has from the beginning
+RUN = Path("/run/libvirt/qemu")
+BACKUPS = Path("/var/lib/imageferry/backups")
 GUEST_BLOCK = "/machine/peripheral/virtio-disk{}/virtio-backend"
 
 
@@ -194,6 +197,115 @@ def test_what_a_killed_export_leaves_of_a_backup_is_ended_by_the_next(export, gl
     assert export(task)["changed"]
     assert [image["status"] for image in listed(glance, "killed-live")] == ["active"]
     assert not list(guest.folder.glob(".imageferry*")) and "None" in virsh("domjobinfo", guest.name).stdout
+
+
+HELD = """
+import json, os, signal, sys
+import libvirt
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt import backup
+
+class WithAgent:
+    '''The guest, as if an agent in it froze and thawed the file systems, which is what a file says.'''
+
+    def __init__(self, domain, ice, killed=None, failures=0, endless=False):
+        self._domain, self._ice, self._killed, self._failures = domain, ice, killed, failures
+        if endless:
+            self.abortJob = lambda: None
+
+    def __getattr__(self, name):
+        return getattr(self._domain, name)
+
+    def fsFreeze(self):
+        open(self._ice, "x").close()
+        self.reach("frozen")
+
+    def fsThaw(self):
+        self._failures -= 1
+        if self._failures >= 0:
+            raise libvirt.libvirtError("the agent is away")
+        if os.path.exists(self._ice):
+            os.unlink(self._ice)
+
+    def reach(self, point):
+        if self._killed == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+name, path, ice, scratch_dir, options = json.loads(sys.argv[1])
+backup._THAW_TIMEOUT = backup._END_TIMEOUT = 0.5
+domain = WithAgent(libvirt.open("qemu:///system").lookupByName(name), ice, **options)
+try:
+    with backup.backup(domain, [backup.LiveDisk("vda", path)], "always", scratch_dir) as held:
+        domain.reach("held")
+    print(json.dumps({"quiesced": held.quiesced}))
+except FerryError as err:
+    print(json.dumps(err.result()))
+"""
+
+
+@pytest.fixture
+def hold(guest, libraries, tmp_path):
+    """Holds the guest's disk vda for a moment, its file systems frozen before."""
+    ice = tmp_path / "frozen"
+
+    def hold(scratch_dir=None, **options):
+        asked = json.dumps([guest.name, str(guest.folder / "raw"), str(ice), scratch_dir and str(scratch_dir), options])
+        run = subprocess.run([HOST_PYTHON, "-c", HELD, asked], env={**os.environ, "PYTHONPATH": str(libraries)},
+                             capture_output=True, text=True, check=False)  # fmt: skip
+        assert run.returncode == (-signal.SIGKILL if "killed" in options else 0), run.stderr
+        return json.loads(run.stdout or "null")
+
+    hold.ice = ice
+    yield hold
+    hold()
+    assert not list(guest.folder.glob(".imageferry*")) and "None" in virsh("domjobinfo", guest.name).stdout
+    assert not [*BACKUPS.glob("*"), *RUN.glob("imageferry-backup-*")]
+
+
+def test_a_guest_is_thawed_in_the_end(hold):
+    hold(killed="frozen")
+    assert hold.ice.exists()
+    assert hold() == {"quiesced": True} and not hold.ice.exists(), "the next run thaws it"
+    assert hold(failures=3) == {"quiesced": True} and not hold.ice.exists()
+
+    failed = hold(failures=1000)
+    assert failed["error"] == "backup_refused" and "virsh domfsthaw" in failed["msg"] and hold.ice.exists()
+    assert hold(failures=1000)["error"] == "backup_refused"
+    hold.ice.unlink()
+    assert hold() == {"quiesced": True}, "what cannot be told apart from a guest that was thawed is said once"
+
+
+def test_a_backup_that_does_not_end_is_ended_by_the_next(hold):
+    assert hold(endless=True) == {"quiesced": True}
+    failed = hold(endless=True)
+    assert failed["error"] == "backup_refused" and "virsh domjobabort" in failed["msg"]
+    assert hold() == {"quiesced": True}
+
+
+def test_a_power_cut_leaves_no_scratch_file_for_long(hold, guest, tmp_path):
+    hold(killed="held")
+    (folder,) = RUN.glob("imageferry-backup-*")
+    victim = tmp_path / "victim"
+    victim.touch()
+    claim = {"guest": virsh("domuuid", guest.name).stdout.strip(), "scratch": [str(victim)]}
+    (folder / "claim").write_text(json.dumps(claim))  # which QEMU's user can write
+    assert hold() == {"quiesced": True} and victim.exists()
+
+    hold(killed="held")
+    (scratch,) = guest.folder.glob(".imageferry*")
+    virsh("domjobabort", guest.name)
+    wait_for(lambda: "None" in virsh("domjobinfo", guest.name).stdout)
+    shutil.rmtree(*RUN.glob("imageferry-backup-*"))
+    scratch.touch()
+    assert hold() == {"quiesced": True} and not scratch.exists()
+
+
+def test_a_scratch_folder_that_is_too_small_is_refused_before(hold, guest, tmp_path):
+    write_in_guest(guest, 0, "write -P 3 0 8M")
+    with small_folder(tmp_path / "small", "512k") as folder:
+        failed = hold(folder)
+    assert failed["error"] == "no_space" and str(folder) in failed["msg"] and "'scratch_dir'" in failed["msg"]
+    assert hold(tmp_path / "nowhere")["error"] == "invalid_option"
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ class ImageForm(t.NamedTuple):
     :param compat: of a qcow2, V(0.10) or V(1.1).
     :param cluster_size: of a qcow2, in bytes.
     :param compress: V(zlib) or V(zstd) for a qcow2 whose clusters are compressed.
-    :param spool_dir: where compressed bytes are kept until their number is known.
+    :param spool_dir: where compressed bytes are kept until their number is known, if they fit.
     """
 
     format: str
@@ -63,7 +63,7 @@ def make_body(
     :param data: where the disk may hold data; the rest is not read.
     :param hasher: has seen the whole disk once the body was sent.
     :param on_progress: is told the offset in the disk that is reached, where there is work to do before the first byte.
-    :raises NoSpace: compressed bytes cannot be kept.
+    :raises StorageError: the disk cannot be read.
     """
     if form.format != "qcow2":
         yield RawBody(disk, data, hasher), 0

@@ -10,11 +10,9 @@ import json
 import os
 import tempfile
 import time
-import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._export.stamp import Stamp
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import FOLDER
-
-Stamp = list[list[t.Union[int, str]]]
 
 _SETTLED = 2.0  # seconds; within the clock tick of its last write, a file may change without showing it
 
@@ -41,10 +39,6 @@ class Recollection:
             return str(kept["identity"]) if kept["stamp"] == self._stamp else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    def is_of(self, stamp: Stamp | None) -> bool:
-        """Whether the files are as they were."""
-        return self._stamp == stamp
 
     def keep(self, identity: str) -> None:
         """Remembers it, unless the files were written to just before; a disk that cannot be kept is read again."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
@@ -16,10 +15,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     GuestRunning,
     HasClones,
     InvalidOption,
+    SourceChanged,
     UnsupportedFormat,
     VolumeInvalid,
     VolumeNotFound,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._export.stamp import Stamp, is_device, stamp
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import Link
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
@@ -49,6 +50,7 @@ class Rules(t.NamedTuple):
     :param live: whether the disk of a running guest may be exported.
     :param quiesce: see L(backup).
     :param scratch_dir: see L(backup).
+    :param base: the path of the image of the chain that is left out, with all below it.
     """
 
     source_format: str | None
@@ -57,13 +59,14 @@ class Rules(t.NamedTuple):
     live: bool
     quiesce: str
     scratch_dir: str | None
+    base: str | None = None
 
 
 class Subject(t.NamedTuple):
     """One disk to be exported.
 
     :param name: which one it is among several: the guest's word for it, or nothing.
-    :param links: the images that it is laid over.
+    :param links: the images that it is laid over, as far as they are read.
     :param guest: the running guest's disk that it is; None when it is idle.
     :param snapshot_id: of the internal snapshot that is read.
     """
@@ -90,15 +93,25 @@ class Subject(t.NamedTuple):
             machine = os.uname().nodename
         return hashlib.sha256(f"{machine}\0{self.volume.path}".encode()).hexdigest()[:32]
 
-    def stamp(self) -> list[list[int | str]] | None:
-        """What changes when somebody writes to a file of the chain; None where that cannot be seen, as on a device."""
-        stamps: list[list[int | str]] = []
-        for path in (self.volume.path, *(link.path for link in self.links)):
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
-                return None
-            stamps.append([path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns])
-        return stamps
+    @property
+    def paths(self) -> list[str]:
+        """Of all images of the chain, the uppermost first."""
+        return [self.volume.path, *(link.path for link in self.links)]
+
+    def lasting_stamp(self) -> Stamp | None:
+        """What also shows at the next run whether somebody wrote to the disk; None where a device is part of it."""
+        return None if any(map(is_device, self.paths)) or self.volume.is_block else stamp(self.paths)
+
+    @contextlib.contextmanager
+    def held_still(self) -> t.Iterator[None]:
+        """Watches an idle disk, which is open, while it is read.
+
+        :raises SourceChanged: somebody wrote to it.
+        """
+        before = stamp(self.paths)
+        yield
+        if stamp(self.paths) != before:
+            raise SourceChanged(f"{self.volume.label} was written to while it was read.")
 
 
 @contextlib.contextmanager
@@ -117,8 +130,7 @@ def subjects(params: dict[str, t.Any], rules: Rules, connection: t.Any) -> t.Ite
         found = []
         for target in [item["disk"] for item in params["disks"] or [params]]:
             disk, path = find_guest_disk(connection, domain, target)
-            kind = "device" if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode) else "path"
-            volume = opened.enter_context(open_volume({kind: path}))
+            volume = opened.enter_context(open_volume({"device" if is_device(path) else "path": path}))
             own = rules if disk.format is None else rules._replace(source_format=disk.format)
             found.append(_find(volume, target, own, connection))
         yield found
@@ -139,13 +151,29 @@ def _find(volume: Volume, name: str, rules: Rules, connection: t.Any) -> Subject
         raise UnsupportedFormat(f"{volume.label} is {disk.format}, and can be exported only if it is raw or qcow2.")
     if running is None:
         check_can_change(volume, disk, "source_format")
-    links = disk.chain(volume.path)
+    links = _above_base(volume, disk.chain(volume.path), rules, running)
     if links and not rules.flatten:
         raise InvalidOption(
             f"{volume.label} is laid over {links[0].path}, and 'flatten' is false.",
             "Leave out 'flatten' to export the disk as a guest sees it.",
         )
     return Subject(name, volume, disk, links, running, _snapshot(volume, disk, rules, running))
+
+
+def _above_base(volume: Volume, chain: list[Link], rules: Rules, running: GuestDisk | None) -> list[Link]:
+    """The part of the chain that is exported with the disk."""
+    if rules.base is None:
+        return chain
+    if running is not None:
+        raise InvalidOption(
+            f"{volume.label} is the disk of a running guest, and libvirt backs that up with all that it is laid over.",
+            "Leave out 'base', or shut down the guest.",
+        )
+    paths = [os.path.realpath(link.path) for link in chain]
+    if os.path.realpath(rules.base) in paths:
+        return chain[: paths.index(os.path.realpath(rules.base))]
+    below = ", ".join(link.path for link in chain) or "nothing"
+    raise InvalidOption(f"{volume.label} is not laid over {rules.base}, but over {below}.")
 
 
 def _snapshot(volume: Volume, disk: Disk, rules: Rules, running: GuestDisk | None) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -46,7 +47,7 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
     """
     params = module.params
     control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
-    names = ("source_format", "snapshot", "flatten", "live", "quiesce", "scratch_dir")
+    names = ("source_format", "snapshot", "flatten", "live", "quiesce", "scratch_dir", "base")
     rules = Rules(**{name: params[name] for name in names})
     try:
         with contextlib.ExitStack() as held:
@@ -116,13 +117,12 @@ def _describe(
 
 def _identity(subject: Subject, rules: Rules, control: Control | SilentControl, reread: bool) -> str:
     """The content of an idle disk, read unless it is remembered."""
-    recollection = Recollection(_memory_key(subject), subject.stamp())
+    recollection = _recollection(subject)
     identity = None if reread else recollection.identity()
     if identity is None:
-        with opened_flat([subject], rules, None) as [disk]:
+        with opened_flat([subject], rules, None) as [disk], subject.held_still():
             size = disk.flat.size
             identity = survey(disk.flat, lambda position: control.advance(position, size)).identity
-        _check_unchanged(subject, recollection)
         recollection.keep(identity)
     return identity
 
@@ -135,9 +135,25 @@ def _push(
     control: Control | SilentControl,
 ) -> dict[str, t.Any]:
     """Brings one disk to where the controller says, unless its content is there already."""
+    if subject.guest is not None:
+        return _push_opened(params, subject, disk, options, control)
+    recollection = _recollection(subject)
+    with subject.held_still():
+        pushed = _push_opened(params, subject, disk, options, control)
+    recollection.keep(pushed["identity"])
+    return pushed
+
+
+def _push_opened(
+    params: dict[str, t.Any],
+    subject: Subject,
+    disk: Opened,
+    options: HttpOptions,
+    control: Control | SilentControl,
+) -> dict[str, t.Any]:
+    """See L(_push); of a disk that holds still, or is watched."""
     image, flat = params["_images"][subject.name], disk.flat
     told = {"disk": subject.name, "virtual_size": flat.size, "quiesced": disk.quiesced}
-    recollection = Recollection(_memory_key(subject), subject.stamp())
 
     def read(position: int) -> None:
         control.advance(position, flat.size)
@@ -153,9 +169,6 @@ def _push(
         sent = _send(body, image, options, control)
     if looked is not None and looked.identity != hasher.identity:
         raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
-    if subject.guest is None:
-        _check_unchanged(subject, recollection)
-        recollection.keep(hasher.identity)
     transfer = sent.to_dict(flat.size - data.data_bytes, staged)
     return {**told, "identity": hasher.identity, "transfer": transfer, "digests": sent.digests}
 
@@ -172,10 +185,11 @@ def _form(params: dict[str, t.Any], image_format: str) -> ImageForm:
     return ImageForm(image_format, params["compat"], cluster_size, params["compress"], params["spool_dir"])
 
 
-def _check_unchanged(subject: Subject, recollection: Recollection) -> None:
-    if not recollection.is_of(subject.stamp()):
-        raise SourceChanged(f"{subject.volume.label} was written to while it was read.")
+def _recollection(subject: Subject) -> Recollection:
+    return Recollection(_memory_key(subject), subject.lasting_stamp())
 
 
 def _memory_key(subject: Subject) -> str:
-    return f"{subject.key}-{subject.snapshot_id}" if subject.snapshot_id else subject.key
+    """What tells what is read from all else that the disk could be read as."""
+    read_as = (subject.key, subject.disk.format, subject.snapshot_id or "", str(len(subject.links)))
+    return hashlib.sha256("\0".join(read_as).encode()).hexdigest()[:32]

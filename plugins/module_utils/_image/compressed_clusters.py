@@ -4,7 +4,7 @@
 """The clusters of a disk, compressed and waiting to be sent.
 
 Where they come to lie in a qcow2 is known only when all are compressed. So they are kept in a spool meanwhile, or made
-twice: the disk does not change, and the same bytes compress to the same.
+twice where there is no room for that: the same bytes compress to the same, and whether they are the same is checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import os
 import tempfile
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import NoSpace, StorageError
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    NoSpace,
+    SourceChanged,
+    StorageError,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import (
     BLOCK,
     Block,
@@ -31,7 +35,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.content i
     digest_block,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import FlatDisk
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _SAMPLES = 32
@@ -42,7 +45,8 @@ class CompressedClusters:
 
     :param data: where the disk may hold data.
     :param compress: what compresses a cluster.
-    :param spool_dir: where they are kept, in a file without a name; None makes them again when they are asked for.
+    :param spool_dir: where they are kept, in a file without a name, if they fit; None makes them again when they are
+        asked for.
     :param hasher: is told what is read, each time that all is.
     """
 
@@ -63,6 +67,7 @@ class CompressedClusters:
         self._compress, self._threads, self._hasher = compress, threads, hasher
         self._folder = spool_dir
         self._spool: t.IO[bytes] | None = None
+        self._identity: str | None = None
 
     def runs(self) -> t.Iterator[Run]:
         """The parts of the disk that the clusters are of."""
@@ -77,11 +82,9 @@ class CompressedClusters:
         """Compresses all for the first time. The spool stays until L(close).
 
         :param on_progress: is told the offset in the disk that is reached; what it raises ends it.
-        :raises NoSpace: the spool does not fit where it is to be.
         :raises StorageError: the disk cannot be read.
         """
-        if self._folder is not None:
-            self._check_space(self._folder)
+        if self._folder is not None and self._has_room(self._folder):
             with storage_errors(f"keep compressed bytes in {self._folder}"):
                 self._spool = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (until close)
         try:
@@ -92,6 +95,7 @@ class CompressedClusters:
         except BaseException:
             self.close()
             raise
+        self._identity = self._hasher.identity if self._hasher else None
 
     def close(self) -> None:
         """Gives the space of the spool back."""
@@ -100,9 +104,10 @@ class CompressedClusters:
             self._spool = None
 
     def stored(self) -> t.Generator[bytes, None, None]:
-        """All that is stored, in the order of the disk.
+        """All that is stored, in the order of the disk. Whether it is the same as at first is known at the very end.
 
-        :raises StorageError: it cannot be read, or the disk has changed.
+        :raises SourceChanged: it is not.
+        :raises StorageError: it cannot be read.
         """
         sizes = (size for size in self.sizes if size)
         if self._spool is not None:
@@ -114,8 +119,10 @@ class CompressedClusters:
         for clusters, _end in self._hashed_blocks():
             for piece in filter(None, clusters):
                 if len(piece) != next(sizes, 0):
-                    raise StorageError("The disk changed while it was read.", "Stop what writes to it, and run again.")
+                    raise SourceChanged("The disk was written to while it was read.")
                 yield piece
+        if self._hasher and self._hasher.identity != self._identity:
+            raise SourceChanged("The disk was written to while it was read.")
 
     def _hashed_blocks(self) -> t.Iterator[tuple[list[bytes], int]]:
         """The clusters of each block, and the offset in the disk where they end."""
@@ -149,33 +156,30 @@ class CompressedClusters:
 
     # --- the spool ---
 
-    def _check_space(self, folder: str) -> None:
-        """Looks at a few blocks if there is not room for all: nobody should wait for hours to hear that.
-
-        :raises NoSpace: there is clearly too little room.
-        """
+    def _has_room(self, folder: str) -> bool:
+        """Whether there may be room for all, by a look at a few blocks if that is not clear."""
         with storage_errors(f"look at {folder}"):
             status = os.statvfs(folder)
         free, most = status.f_bavail * status.f_frsize, self._data.data_bytes
         if most <= free:
-            return
+            return True
         every = max(1, most // self._block_size // _SAMPLES)
         samples = list(itertools.islice(cut(self.runs(), self._block_size), 0, None, every))
         stored = sum(len(piece) for clusters, _digests, _end in self._blocks(samples) for piece in clusters)
         expected = most * stored // sum(end - start for start, end in samples)
-        if expected // 2 > free:  # half of it, as a few blocks may mislead
-            raise NoSpace(
-                f"About {format_size(expected)} of compressed bytes are to be kept in {folder}, which has "
-                f"{format_size(free)} free."
-            )
+        return expected // 2 <= free  # half of it, as a few blocks may mislead
 
     def _keep(self, stored: bytes) -> None:
+        """Writes to the spool, or gives it up where it does not fit after all."""
         if self._spool is None:
             return
-        with storage_errors(f"keep compressed bytes in {self._folder}"), memoryview(stored) as rest:
-            written = 0
-            while written < len(rest):
-                written += self._spool.write(rest[written:])
+        try:
+            with storage_errors(f"keep compressed bytes in {self._folder}"), memoryview(stored) as rest:
+                written = 0
+                while written < len(rest):
+                    written += self._spool.write(rest[written:])
+        except NoSpace:
+            self.close()
 
     def _read_spool(self, spool: t.IO[bytes], size: int, position: int) -> bytes:
         with storage_errors(f"read what was kept in {self._folder}"):

@@ -41,7 +41,8 @@ class CompressedQcow2Body:
     :param compression_type: V(zlib), or V(zstd), which needs a QEMU from 5.1 on to be read.
     :param level: None compresses about as much as qemu-img does.
     :param threads: how many compress at once; None goes by the number of processors.
-    :param spool_dir: where the compressed bytes are kept, in a file without a name; None compresses twice instead.
+    :param spool_dir: where the compressed bytes are kept, in a file without a name; None compresses twice instead, as
+        is done where they do not fit.
     :param hasher: is told what is read, each time that all is.
     :raises InvalidOption, UnsupportedFormat: there are no such qcow2.
     :raises MissingDependency: this host cannot compress so.
@@ -84,7 +85,6 @@ class CompressedQcow2Body:
         """Compresses the disk for the first time. The spool stays until L(close).
 
         :param on_progress: is told the offset in the disk that is reached; what it raises ends it.
-        :raises NoSpace: the spool does not fit where it is to be.
         :raises StorageError: the disk cannot be read.
         """
         self._clusters.make(on_progress)
@@ -135,6 +135,7 @@ class CompressedQcow2Body:
             for region in self._regions():
                 yield big_endian(region.entries)
                 yield from self._arranged(stored, region)
+            next(stored, None)  # it has all been given out, and now says whether it was right
 
     def _arranged(self, stored: t.Iterator[bytes], region: _Region) -> t.Iterator[Piece]:
         """The clusters that a table maps, in the order of the image, and zeros between them."""
