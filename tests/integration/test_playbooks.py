@@ -53,6 +53,9 @@ def test_one_host_that_fails_does_not_stop_the_others(run, cloud, tmp_path):
     assert run("import_image", **wanted)[-1].startswith("1 changed, 2 ok, 0 failed; "), "the others have it already"
     assert run("import_image", "--limit=one", fails=True, **{**wanted, "path": ""}) == []
     assert "Say what to import" in run.output
+    secret = {"url": "http://me:secret-password@localhost/disk?signature=secret-query", "source_format": "raw"}
+    (told,) = run("import_image", "--limit=one", "-vvv", fails=True, path=f"{tmp_path}/other", **secret)
+    assert "hash" in told and "http://localhost/disk" in run.output and "secret-" not in run.output
 
 
 def test_hosts_hold_the_images_of_a_file(run, tmp_path):

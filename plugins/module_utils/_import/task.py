@@ -23,6 +23,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.plan imp
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._module import (
+    Addresses,
+    hide_addresses,
     hide_headers,
     http_options,
     mode_of_new_file,
@@ -54,6 +56,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     :raises FerryError: it failed.
     """
     params = module.params
+    given = hide_addresses(module)
     control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
     options = dataclasses.replace(
         http_options(module, control.tokens),
@@ -61,20 +64,20 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
         connections=parse_connections(params["connections"]),
     )
     try:
-        request = _request(module, options)
+        request = _request(module, given, options)
         with open_volume(params, mode_of_new_file(module), params["preallocation"]) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
                 plan, received = carry_out(
-                    request, volume, lambda: ParallelSource(params["url"], request.wanted.size, options), control
+                    request, volume, lambda: ParallelSource(given.url, request.wanted.size, options), control
                 )
             return _result(module, request, volume, plan, received)
     finally:
         control.close()
 
 
-def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
+def _request(module: AnsibleModule, given: Addresses, options: HttpOptions) -> ImportRequest:
     params = module.params
     source_format = params["_image"]["disk_format"] if params["_image"] else _source_format(params)
     volume_format = source_format if params["format"] == "keep" else params["format"]
@@ -83,7 +86,7 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
             f"A volume cannot be made {volume_format} of an image that is {source_format}.",
             "Set 'format: raw' or 'format: qcow2'.",
         )
-    wanted = _wanted_image(params, volume_format) if params["_image"] else _wanted_url(params, options, volume_format)
+    wanted = _wanted_image(params, volume_format) if params["_image"] else _wanted_url(given, options, volume_format)
     return ImportRequest(
         wanted=wanted,
         source_format=source_format,
@@ -148,10 +151,10 @@ def _is_fleeting(key: str) -> bool:
     return key in _NOT_KEPT or key.startswith("owner_specified.")
 
 
-def _wanted_url(params: dict[str, t.Any], options: HttpOptions, volume_format: str) -> Provenance:
-    digest = read_checksum(params["checksum"], params["url"], options) if params["checksum"] else None
+def _wanted_url(given: Addresses, options: HttpOptions, volume_format: str) -> Provenance:
+    digest = read_checksum(given.checksum, given.url, options) if given.checksum else None
     return Provenance(
-        public_url(params["url"]), None, digest and digest.algorithm, digest and digest.value, None, volume_format
+        public_url(given.url), None, digest and digest.algorithm, digest and digest.value, None, volume_format
     )
 
 
