@@ -175,5 +175,11 @@ def test_a_library_has_the_isos_of_the_cloud(run, isos, tmp_path):
     done = run("iso_library", "--limit=one", **library)
     assert [line.split()[:2] for line in done[:-1]] == [["one", "changed"]] * 2
     assert sorted(path.name for path in (tmp_path / "library").iterdir()) == ["playbooks-a.iso", "playbooks-b.iso"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "playbooks-a.iso").write_bytes(b"somebody's")
+    partly = run("iso_library", "--limit=one", fails=True, **{**library, "folder": f"{tmp_path}/other"})
+    outcomes = sorted(line.split()[1:3] for line in partly[:-1])
+    assert outcomes[0] == ["changed", "Imported:"] and outcomes[1][0] == "failed"
+    assert partly[-1] == "1 changed, 0 ok, 1 failed; 64.00 KiB moved."
     run("iso_library", "--limit=one", "--skip-tags=iso_library_isos", **library, prune=True)
     assert run("iso_library", "--limit=one", **{**library, "image_name": "nothing"}) == ["There is nothing to sum up."]
