@@ -12,7 +12,11 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, InvalidOption
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_rate
-from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, TokenSupply
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import (
+    HttpOptions,
+    TokenSupply,
+    public_url,
+)
 
 _SHORTEST_SECRET = 8
 _DEFAULT_MODE, _PRIVATE_MODE = 0o666, 0o600
@@ -41,6 +45,23 @@ def hide_headers(module: AnsibleModule) -> dict[str, str]:
     module.params["headers"] = dict.fromkeys(headers, "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER") or None
     module.no_log_values = {value for value in module.no_log_values if len(str(value)) >= _SHORTEST_SECRET}
     return headers
+
+
+class Addresses(t.NamedTuple):
+    """The options C(url) and C(checksum) as they were given."""
+
+    url: str
+    checksum: str | None
+
+
+def hide_addresses(module: AnsibleModule) -> Addresses:
+    """Takes what may be secret in the addresses out of the module's parameters, which Ansible shows."""
+    given = Addresses(module.params["url"], module.params["checksum"])
+    module.params["url"] = public_url(given.url)
+    algorithm, _separator, rest = (given.checksum or "").partition(":")
+    if "://" in rest:
+        module.params["checksum"] = f"{algorithm}:{public_url(rest)}"
+    return given
 
 
 def http_options(module: AnsibleModule, tokens: TokenSupply | None) -> HttpOptions:

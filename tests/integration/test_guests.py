@@ -649,3 +649,19 @@ def test_a_guest_that_is_off_has_an_iso_from_its_next_start(play, disc, guest, i
     assert play("guest_cdrom", f"guest: {guest.name}\npath: {isos['grub']}")["changed"]
     assert in_drive(guest) == str(isos["grub"])
     assert play("guest_cdrom", f"guest: {guest.name}\nstate: ejected")["changed"] and in_drive(guest) == "-"
+
+
+def test_an_image_that_is_listed_no_more_stays_while_a_program_has_it_open(cloud, images, libvirt, tmp_path):
+    playbook = Playbook(tmp_path / "play", cloud, host_python=HOST_PYTHON)
+    library = tmp_path / "library"
+    library.mkdir()
+    for name in ("closed", "open"):
+        playbook(yaml.safe_dump({"cloud": "demo", "image": "disk-qcow2", "path": f"{library}/{name}"}))
+    wanted = {"cloud": "demo", "prune": True, "image_sync_images": [], "image_sync_folders": [str(library)]}
+    command = [playbook.program, "imageferry.glance.sync_images", "-i", playbook.folder / "inventory", "-e"]
+    with (library / "open").open("rb"):
+        done = subprocess.run(
+            [*command, json.dumps(wanted)], env=playbook.environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0 and "1 changed, 1 ok, 0 failed." in done.stdout, done.stdout
+    assert os.listdir(library) == ["open"]

@@ -53,6 +53,9 @@ def test_one_host_that_fails_does_not_stop_the_others(run, cloud, tmp_path):
     assert run("import_image", **wanted)[-1].startswith("1 changed, 2 ok, 0 failed; "), "the others have it already"
     assert run("import_image", "--limit=one", fails=True, **{**wanted, "path": ""}) == []
     assert "Say what to import" in run.output
+    secret = {"url": "http://me:secret-password@localhost/disk?signature=secret-query", "source_format": "raw"}
+    (told,) = run("import_image", "--limit=one", "-vvv", fails=True, path=f"{tmp_path}/other", **secret)
+    assert "hash" in told and "http://localhost/disk" in run.output and "secret-" not in run.output
 
 
 def test_hosts_hold_the_images_of_a_file(run, tmp_path):
@@ -211,5 +214,14 @@ def test_a_library_has_the_isos_of_the_cloud(run, isos, tmp_path):
     done = run("iso_library", "--limit=one", **library)
     assert [line.split()[:2] for line in done[:-1]] == [["one", "changed"]] * 2
     assert sorted(path.name for path in (tmp_path / "library").iterdir()) == ["playbooks-a.iso", "playbooks-b.iso"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "playbooks-a.iso").write_bytes(b"somebody's")
+    partly = run("iso_library", "--limit=one", fails=True, **{**library, "folder": f"{tmp_path}/other"})
+    outcomes = sorted(line.split()[1:3] for line in partly[:-1])
+    assert outcomes[0] == ["changed", "Imported:"] and outcomes[1][0] == "failed"
+    assert partly[-1] == "1 changed, 0 ok, 1 failed; 64.00 KiB moved."
     run("iso_library", "--limit=one", "--skip-tags=iso_library_isos", **library, prune=True)
-    assert run("iso_library", "--limit=one", **{**library, "image_name": "nothing"}) == ["There is nothing to sum up."]
+    no_libvirt = {"ansible_python_interpreter": sys.executable}
+    pruning = {**library, "image_name": "nothing", "prune": True, **no_libvirt}
+    assert run("iso_library", "--limit=one", **pruning) == ["There is nothing to sum up."]
+    assert len(list((tmp_path / "library").iterdir())) == 2, "one may be in a drive of a guest that nobody can ask for"

@@ -23,6 +23,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.plan imp
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._module import (
+    Addresses,
+    hide_addresses,
     hide_headers,
     http_options,
     mode_of_new_file,
@@ -55,6 +57,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
     :raises FerryError: it failed.
     """
     params = module.params
+    given = hide_addresses(module)
     control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
     options = dataclasses.replace(
         http_options(module, control.tokens),
@@ -62,20 +65,20 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
         connections=parse_connections(params["connections"]),
     )
     try:
-        request = _request(module, options)
+        request = _request(module, given, options)
         with open_volume(params, mode_of_new_file(module), _preallocation(request)) as volume:
             if module.check_mode:
                 plan, received = make_plan(request, volume), None
             else:
                 plan, received = carry_out(
-                    request, volume, lambda: ParallelSource(params["url"], request.wanted.size, options), control
+                    request, volume, lambda: ParallelSource(given.url, request.wanted.size, options), control
                 )
             return _result(module, request, volume, plan, received)
     finally:
         control.close()
 
 
-def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
+def _request(module: AnsibleModule, given: Addresses, options: HttpOptions) -> ImportRequest:
     params = module.params
     source_format = params["_image"]["disk_format"] if params["_image"] else _source_format(params)
     volume_format = source_format if params["format"] == "keep" else params["format"]
@@ -84,7 +87,10 @@ def _request(module: AnsibleModule, options: HttpOptions) -> ImportRequest:
             f"A volume cannot be made {volume_format} of an image that is {source_format}.",
             "Set 'format: raw' or 'format: qcow2'.",
         )
-    wanted = _wanted_image(params, volume_format) if params["_image"] else _wanted_url(params, options, volume_format)
+    if params["_image"]:
+        wanted = _wanted_image(params, volume_format)
+    else:
+        wanted = _wanted_url(params, given, options, volume_format)
     return ImportRequest(
         wanted=wanted,
         source_format=source_format,
@@ -162,9 +168,9 @@ def _is_fleeting(key: str) -> bool:
     return key in _NOT_KEPT or key.startswith("owner_specified.")
 
 
-def _wanted_url(params: dict[str, t.Any], options: HttpOptions, volume_format: str) -> Provenance:
-    digests = [read_checksum(params["checksum"], params["url"], options)] if params["checksum"] else []
-    return _provenance(public_url(params["url"]), _usable(params, digests), volume_format)
+def _wanted_url(params: dict[str, t.Any], given: Addresses, options: HttpOptions, volume_format: str) -> Provenance:
+    digests = [read_checksum(given.checksum, given.url, options)] if given.checksum else []
+    return _provenance(public_url(given.url), _usable(params, digests), volume_format)
 
 
 _DONE = {
