@@ -87,8 +87,8 @@ options:
     description:
       - The room that a qcow2 on a block device gets beyond what it takes up now, in bytes or with a unit, or as a
         percentage of its virtual size. V(full) for as much as it can ever take up.
-      - When its disk is grown later, it gets as much again beyond what it takes up by then; under a running guest, which
-        alone knows how much that is, beyond what the device has.
+      - When its disk is grown later, it gets as much again beyond what it takes up by then; under a running guest,
+        which alone knows how much that is, beyond what the device has.
     type: str
     default: full
   preallocation:
