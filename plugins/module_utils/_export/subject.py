@@ -99,18 +99,22 @@ class Subject(t.NamedTuple):
         return [self.volume.path, *(link.path for link in self.links)]
 
     def lasting_stamp(self) -> Stamp | None:
-        """What also shows at the next run whether somebody wrote to the disk; None where a device is part of it."""
-        return None if any(map(is_device, self.paths)) or self.volume.is_block else stamp(self.paths)
+        """What also shows at the next run whether somebody wrote to the disk; None where nothing does.
+
+        A guest that runs writes to it, and of a device nothing lasts.
+        """
+        is_kept = self.guest is None and not self.volume.is_block and not any(map(is_device, self.paths))
+        return stamp(self.paths) if is_kept else None
 
     @contextlib.contextmanager
     def held_still(self) -> t.Iterator[None]:
-        """Watches an idle disk, which is open, while it is read.
+        """Watches a disk, which is open, while it is read; that of a running guest is read as of one moment anyway.
 
         :raises SourceChanged: somebody wrote to it.
         """
-        before = stamp(self.paths)
+        before = stamp(self.paths) if self.guest is None else None
         yield
-        if stamp(self.paths) != before:
+        if before is not None and stamp(self.paths) != before:
             raise SourceChanged(f"{self.volume.label} was written to while it was read.")
 
 

@@ -49,6 +49,7 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
     control = Control(params["_transfer"]) if params["_transfer"] else SilentControl()
     names = ("source_format", "snapshot", "flatten", "live", "quiesce", "scratch_dir", "base")
     rules = Rules(**{name: params[name] for name in names})
+    pushed: list[dict[str, t.Any]] = []
     try:
         with contextlib.ExitStack() as held:
             connection = held.enter_context(connected())
@@ -60,7 +61,11 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
             headers = {_STORE: params["stores"][0]} if params["stores"] else {}
             options = dataclasses.replace(http_options(module, control.tokens), headers=headers)
             with opened_flat(found, rules, connection) as disks:
-                pushed = [_push(params, subject, disk, options, control) for subject, disk in zip(found, disks)]
+                for subject, disk in zip(found, disks):
+                    recollection = _recollection(subject)
+                    with subject.held_still():
+                        pushed.append(_push(params, subject, disk, options, control))
+                    recollection.keep(pushed[-1]["identity"])
             return {"changed": True, "disks": pushed}
     finally:
         control.close()
@@ -134,24 +139,7 @@ def _push(
     options: HttpOptions,
     control: Control | SilentControl,
 ) -> dict[str, t.Any]:
-    """Brings one disk to where the controller says, unless its content is there already."""
-    if subject.guest is not None:
-        return _push_opened(params, subject, disk, options, control)
-    recollection = _recollection(subject)
-    with subject.held_still():
-        pushed = _push_opened(params, subject, disk, options, control)
-    recollection.keep(pushed["identity"])
-    return pushed
-
-
-def _push_opened(
-    params: dict[str, t.Any],
-    subject: Subject,
-    disk: Opened,
-    options: HttpOptions,
-    control: Control | SilentControl,
-) -> dict[str, t.Any]:
-    """See L(_push); of a disk that holds still, or is watched."""
+    """Brings one disk, which holds still, to where the controller says, unless its content is there already."""
     image, flat = params["_images"][subject.name], disk.flat
     told = {"disk": subject.name, "virtual_size": flat.size, "quiesced": disk.quiesced}
 
