@@ -87,12 +87,7 @@ def abandoned(guest: str) -> t.Iterator[Claim]:
     """
     for path in glob.glob(_path("*")):
         with contextlib.suppress(FileNotFoundError), open(path, "r+b", buffering=0) as file:
-            try:
-                noted: dict[str, t.Any] = {}
-                for line in file:
-                    noted.update(json.loads(line))
-            except ValueError:
-                continue
+            noted = _read(file)
             if noted.get("guest") != guest:
                 continue
             try:
@@ -100,6 +95,14 @@ def abandoned(guest: str) -> t.Iterator[Claim]:
             except BlockingIOError:
                 raise VolumeInUse("Another export of the guest is going on.", "Wait until it has ended.") from None
             yield Claim(os.path.basename(path)[: -len(_ENDING)], file.fileno(), noted)
+
+
+def _read(lines: t.Iterable[bytes]) -> dict[str, t.Any]:
+    noted: dict[str, t.Any] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a power cut may have torn the last one
+            noted.update(json.loads(line))
+    return noted
 
 
 def _path(token: str) -> str:
