@@ -40,9 +40,6 @@ class _Expander(t.Protocol):
         :raises DamagedImage: the end is missing.
         """
 
-    def close(self) -> None:
-        """Ends it whatever state it is in."""
-
 
 class Decompressor:
     """A sink for compressed bytes that writes what they expand to to another sink, in order.
@@ -53,11 +50,13 @@ class Decompressor:
     :param check_head: is given the first 64 KiB that come out, before they are handed on; raises to refuse them.
     """
 
+    _expander: _Expander | None
+    _taken: int  # bytes that have come in
+
     def __init__(self, inner: Sink, codec: str, max_size: int, check_head: t.Callable[[bytes], object]) -> None:
         if codec not in CODECS:
             raise InvalidOption(f"The compression {codec} is not known; {', '.join(CODECS)} are.")
         self._inner, self._codec, self._max_size, self._check_head = inner, codec, max_size, check_head
-        self._expander: _Expander | None = None
         self._buffer = bytearray(_BUFFER)
         self._forget()
 
@@ -111,17 +110,10 @@ class Decompressor:
         for piece in self._expander.end():
             self._put(piece)
         self._hand_on()
-        self._expander.close()
         self._inner.finish(self._handed_on)
 
-    def close(self) -> None:
-        """Ends what expands, after an error."""
-        if self._expander is not None:
-            self._expander.close()
-            self._expander = None
-
     def _forget(self) -> None:
-        self.close()
+        self._expander = None
         self._taken = self._filled = self._handed_on = 0
 
     def _put(self, piece: bytes) -> None:
@@ -167,9 +159,6 @@ class _Verbatim:
     def end(self) -> t.Iterator[bytes]:
         return iter(())
 
-    def close(self) -> None:
-        pass
-
 
 class _Members:
     """Compressed members one after the other, zeros between and after them allowed, as gzip(1) and xz(1) do.
@@ -201,9 +190,6 @@ class _Members:
         if self._member is not None:
             raise DamagedImage("The compressed image ends too early.")
         return iter(())
-
-    def close(self) -> None:
-        self._member = None
 
     def _decompress(self, data: bytes) -> bytes:
         try:

@@ -54,13 +54,10 @@ class Kept:
 def expand(data, codec="auto", max_size=64 * MIB, piece=MIB, check_head=len):
     kept = Kept()
     sink = Decompressor(kept, codec, max_size, check_head)
-    try:
-        for position in range(0, len(data), piece):
-            part = bytearray(data[position : position + piece])
-            sink.write(part, len(part), position)
-        sink.finish(len(data))
-    finally:
-        sink.close()
+    for position in range(0, len(data), piece):
+        part = bytearray(data[position : position + piece])
+        sink.write(part, len(part), position)
+    sink.finish(len(data))
     assert kept.finished == len(kept.content)
     return kept
 
