@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import time
 import typing as t
 
 from ansible.errors import AnsibleError
-from ansible.utils.display import Display
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import (
     IMAGE_MODULE_RULES,
     image_module_spec,
@@ -20,18 +18,17 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchan
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._content import open_content
-from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec
+from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import ImageSpec
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_state import Wish, keep, remove
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import ImageProgress, Silence
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
 from ansible_collections.imageferry.glance.plugins.plugin_utils._upload import Order
-from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, ProgressLine
 
 _RECORD = (
     "name", "disk_format", "container_format", "visibility", "protected", "hidden", "tags", "properties", "min_disk",
     "min_ram", "members", "active", "purge_tags", "purge_properties", "purge_members",
 )  # fmt: skip
 _CONTENT = ("src", "url", "checksum", "import_method", "stores")
-_INTERVAL = 5.0  # seconds between two lines of progress
 
 
 class ActionModule(FerryAction):
@@ -83,14 +80,14 @@ def _refuse(params: dict[str, t.Any], where: str, *names: str) -> None:
 
 def _do(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     spec = ImageSpec(**{name: params[name] for name in _RECORD})
-    progress = _Progress(params["name"] or params["id"]) if params["progress"] else _Silence()
+    progress = ImageProgress(params["name"] or params["id"]) if params["progress"] else Silence()
     cloud = Cloud(cloud_options(params))
     order = _order(cloud, params, spec, progress) if params["src"] or params["url"] else None
     wish = Wish(params, spec, order, check_mode, progress.importing)
     return remove(cloud, wish) if params["state"] == "absent" else keep(cloud, wish)
 
 
-def _order(cloud: Cloud, params: dict[str, t.Any], spec: ImageSpec, progress: _Silence) -> Order:
+def _order(cloud: Cloud, params: dict[str, t.Any], spec: ImageSpec, progress: Silence) -> Order:
     """The image to make if there is none with this content."""
     options = HttpOptions(headers={str(name): str(value) for name, value in (params["headers"] or {}).items()})
     location = params["url"] or params["src"]
@@ -105,39 +102,3 @@ def _order(cloud: Cloud, params: dict[str, t.Any], spec: ImageSpec, progress: _S
         progress=progress,
         on_import=progress.importing,
     )
-
-
-class _Silence:
-    """Nobody wants to know how far an image is."""
-
-    def advance(self, position: int, size: int | None) -> None:
-        """Of an upload of so many bytes."""
-
-    def importing(self, image: Image) -> None:
-        """Of an import that Glance does."""
-
-
-class _Progress(_Silence):
-    """Lines that say how far an image is that the user waits for.
-
-    :param label: what is made.
-    """
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._line = ProgressLine(label)
-        self._shown = time.monotonic()
-
-    def advance(self, position: int, size: int | None) -> None:
-        if (size is None or size >= WORTH_WATCHING) and self._is_time():
-            self._line.show({"position": position, "size": size, "converted": None})
-
-    def importing(self, image: Image) -> None:
-        if self._is_time():
-            Display().display(f"{self._label}: {image['status']}")
-
-    def _is_time(self) -> bool:
-        if time.monotonic() - self._shown < _INTERVAL:
-            return False
-        self._shown = time.monotonic()
-        return True

@@ -22,8 +22,9 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue impor
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._handover import hand_over, trust_arguments
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import WORTH_WATCHING
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain
-from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
+from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import run_watched
 
 _MODULE = "glance_image_import"
 _SPEC = {**import_spec(), **FILE_COMMON_ARGUMENTS}

@@ -26,6 +26,7 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec impo
     plan_update,
     predict,
 )
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import ImageProgress, Silence
 
 CONTENT = "owner_specified.imageferry.content"
 """The property that an image's content is told by, whatever its format."""
@@ -180,7 +181,8 @@ class Export:
     def _copied(self, image: Image, stores: t.Sequence[str]) -> Image:
         if not stores:
             return image
-        return copy_to_stores(self._cloud, image, stores, _LONGEST_COPY, lambda _image: None)
+        progress = ImageProgress(self.name) if self._params["progress"] else Silence()
+        return copy_to_stores(self._cloud, image, stores, _LONGEST_COPY, progress.importing)
 
     @property
     def _replaces(self) -> bool:

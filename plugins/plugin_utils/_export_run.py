@@ -18,10 +18,11 @@ from ansible_collections.imageferry.glance.plugins.module_utils._transfer.upload
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import Export, Leftovers, Renewal, Surveyed
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import WORTH_WATCHING
 from ansible_collections.imageferry.glance.plugins.plugin_utils._provider import check_stores
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import hash_algorithm, no_known_hash
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain, issue_token
-from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import WORTH_WATCHING, run_watched
+from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import run_watched
 
 _MODULE = "glance_image_export"
 _FOR_HOST = set(export_spec()) - set(cloud_spec()) - {"id", "host_interface", "progress"} | {"validate_certs"}

@@ -11,9 +11,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import C
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import public_url
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import IMPORTING
 from ansible_collections.imageferry.glance.plugins.plugin_utils._record import wait_until
 
-_IMPORTING, _FAILED = "os_glance_importing_to_stores", "os_glance_failed_import"
+_FAILED = "os_glance_failed_import"
 _LOCK = "os_glance_import_task"  # Glance takes it away last: an image that is active may still be written to before
 
 Show = t.Callable[[Image], None]
@@ -75,7 +76,7 @@ def _import(
     return wait_until(
         cloud,
         image["id"],
-        lambda now: is_done(now) and not now.get(_IMPORTING) and _LOCK not in now,
+        lambda now: is_done(now) and not now.get(IMPORTING) and _LOCK not in now,
         timeout,
         look,
     )
@@ -108,5 +109,5 @@ def _check_tasks(image: Image, tasks: list[dict[str, t.Any]], url: str) -> None:
 
 
 def _check_stores(image: Image) -> None:
-    if image.get(_FAILED) and not image.get(_IMPORTING):
+    if image.get(_FAILED) and not image.get(IMPORTING):
         raise ImportFailed(f"Glance could not import '{image['name']}' to {image[_FAILED]}.")

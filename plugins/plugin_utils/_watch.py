@@ -12,14 +12,11 @@ import typing as t
 from ansible.errors import AnsibleConnectionFailure
 from ansible.utils.display import Display
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, TransferLost
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import ProgressLine
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain
 
 if t.TYPE_CHECKING:
     from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction
-
-WORTH_WATCHING = 64 * 1024**2
-"""Bytes; a smaller transfer is over before anybody could look."""
 
 _LONGEST = 7 * 24 * 3600  # seconds; a transfer ends by itself long before, see ABANDONED_AFTER
 _WAITS = ((1.0, 1.0), (10.0, 2.0), (120.0, 5.0))  # until so many seconds have passed, so many between two lines
@@ -116,45 +113,3 @@ def _renew(tokens: TokenChain) -> str:
     except FerryError as err:
         Display().warning(f"No new token: {err}")
         return ""
-
-
-class ProgressLine:
-    """Lines that say how far a transfer is.
-
-    :param label: the host, and what is moved.
-    """
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._last: tuple[float, int] = (time.monotonic(), 0)
-
-    def show(self, progress: t.Mapping[str, t.Any]) -> None:
-        """Writes a line: share, rate since the last line, time left at that rate."""
-        now, position, size = time.monotonic(), progress["position"], progress["size"]
-        if progress["converted"] is not None:
-            Display().display(f"{self._label}: {progress['converted']:.0f} % converted")
-            return
-        rate = max(0.0, (position - self._last[1]) / max(now - self._last[0], 0.001))
-        self._last = (now, position)
-        Display().display(f"{self._label}: {describe_progress(position, size, rate)}")
-
-
-def describe_progress(position: int, size: int | None, rate: float) -> str:
-    """How far C(position) of C(size) bytes is at C(rate) bytes a second, in words.
-
-    C(45 % of 3.0 GiB, 312 MiB/s, 7 s left); without a size C(1.4 GiB, 312 MiB/s).
-    """
-    speed = f"{format_size(rate)}/s"
-    if not size:
-        return f"{format_size(position)}, {speed}"
-    parts = [f"{100 * position // size} % of {format_size(size)}", speed]
-    if rate > 0:
-        parts.append(f"{_duration((size - position) / rate)} left")
-    return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, hours = divmod(round(seconds / 60), 60)[::-1]
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

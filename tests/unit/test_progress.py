@@ -2,7 +2,12 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import describe_progress
+from ansible_collections.imageferry.glance.plugins.plugin_utils import _progress
+from ansible_collections.imageferry.glance.plugins.plugin_utils._progress import (
+    WORTH_WATCHING,
+    ImageProgress,
+    describe_progress,
+)
 
 MIB = 1024**2
 GIB = 1024**3
@@ -21,3 +26,29 @@ GIB = 1024**3
 )
 def test_progress_is_told_in_words(position, size, rate, said):
     assert describe_progress(position, size, rate) == said
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, which goes on by a second with each line that might be shown; and the lines."""
+    seconds, lines = iter(range(1000)), []
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(_progress.Display, "display", lambda _self, line: lines.append(line))
+    return lines
+
+
+def test_a_copy_to_stores_is_told_of_every_few_seconds(clock):
+    progress = ImageProgress("backup")
+    for _second in range(14):
+        progress.importing({"status": "active", "os_glance_importing_to_stores": "store1,store2"})
+    assert clock == ["backup: active, still on its way to store1, store2"] * 2
+    for _second in range(10):
+        progress.importing({"status": "importing"})
+    assert clock[2:] == ["backup: importing"] * 2
+
+
+def test_an_upload_too_small_to_be_seen_is_not_told_of(clock):
+    progress = ImageProgress("small")
+    for _second in range(20):
+        progress.advance(1, WORTH_WATCHING - 1)
+    assert not clock
