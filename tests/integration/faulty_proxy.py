@@ -169,6 +169,7 @@ class FaultyProxy(LocalServer):
         self.refused: list[Seen] = []
         self._faults: t.Iterator[Fault] = iter(())
         self._expired: tuple[str, int] | None = None
+        self._sending, self.most_at_once, self._lock = 0, 0, threading.Lock()
         super().__init__(_ProxyHandler, certificate, client_ca)
 
     def programme(self, *faults: Fault, then: t.Iterable[Fault] = ()) -> None:
@@ -187,6 +188,19 @@ class FaultyProxy(LocalServer):
                 self.refused.append(seen)
                 return Fault(status=401)
         return next(self._faults, GOOD)
+
+    @contextlib.contextmanager
+    def sending(self, path: str) -> t.Iterator[None]:
+        """Counts a file that is sent meanwhile; C(most_at_once) is how many there were at the same time."""
+        count = path.endswith("/file")
+        with self._lock:
+            self._sending += count
+            self.most_at_once = max(self.most_at_once, self._sending)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sending -= count
 
     @property
     def gets(self) -> list[Seen]:
@@ -216,7 +230,7 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
         if fault.drop_range:
             headers.pop("range", None)
         connection = http.client.HTTPConnection(*proxy.upstream, timeout=30)
-        with contextlib.closing(connection):
+        with contextlib.closing(connection), proxy.sending(self.path):
             connection.request(self.command, self.path, headers={**headers, "connection": "close"})
             answer = connection.getresponse()
             self._send_head(answer.status, dict(answer.getheaders()), fault)

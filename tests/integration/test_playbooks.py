@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import HOST_PYTHON, ROOT, Playbook, connect, qemu_img, qemu_io
+from faulty_proxy import Fault, FaultyProxy
 
 HOST = "ansible_connection=local ansible_python_interpreter="
 
@@ -35,6 +37,7 @@ def run(tmp_path, cloud, images):
         _before, _name, end = done.stdout.rpartition("TASK [Sum up]")
         return json.loads(end[end.index("{") : end.rindex("}") + 1])["msg"] if "TASK [Sum up]" in done.stdout else []
 
+    run.environment = environment
     return run
 
 
@@ -56,6 +59,29 @@ def test_one_host_that_fails_does_not_stop_the_others(run, cloud, tmp_path):
     secret = {"url": "http://me:secret-password@localhost/disk?signature=secret-query", "source_format": "raw"}
     (told,) = run("import_image", "--limit=one", "-vvv", fails=True, path=f"{tmp_path}/other", **secret)
     assert "hash" in told and "http://localhost/disk" in run.output and "secret-" not in run.output
+
+
+@pytest.mark.parametrize("throttle", [1, 2])
+def test_no_more_hosts_fetch_at_once_than_the_play_lets(run, cloud, images, tmp_path, throttle):
+    size = images["disk-qcow2"].stat().st_size
+    proxy = FaultyProxy(cloud.image_url)
+    proxy.programme(then=itertools.repeat(Fault(rate=size // 4)))  # four seconds each
+    clouds = yaml.safe_load(cloud.clouds_yaml.read_text())
+    clouds["clouds"]["demo"]["image_endpoint_override"] = proxy.url("/v2")
+    config = tmp_path / "clouds.yaml"
+    config.write_text(yaml.safe_dump(clouds))
+    run.environment["OS_CLIENT_CONFIG_FILE"] = str(config)
+    wanted = {"image_import_images": [{"image": "disk-qcow2", "path": f"{tmp_path}/{{{{ inventory_hostname }}}}"}]}
+    play = {"hosts": "all", "gather_facts": False, "throttle": throttle, "vars": wanted,
+            "roles": ["imageferry.glance.image_import"]}  # fmt: skip
+    playbook = tmp_path / "playbook.yml"
+    playbook.write_text(yaml.safe_dump([play]))
+    try:
+        run(playbook)
+        assert all((tmp_path / name).stat().st_size == size for name in ("one", "two", "three"))
+        assert proxy.most_at_once == throttle
+    finally:
+        proxy.stop()
 
 
 def test_hosts_hold_the_images_of_a_file(run, tmp_path):
