@@ -118,7 +118,7 @@ volumes:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import host_volumes_spec
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.task import inventory_task
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.inventory import inventory_task
 from ansible_collections.imageferry.glance.plugins.module_utils._module import run_module
 
 

@@ -170,7 +170,7 @@ volume:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import VOLUME_RULES, volume_module_spec
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.task import volume_task
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.volume import volume_task
 from ansible_collections.imageferry.glance.plugins.module_utils._module import run_module
 
 

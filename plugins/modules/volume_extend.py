@@ -114,7 +114,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._arguments impor
     EXISTING_VOLUME_RULES,
     volume_extend_spec,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.task import extend_task
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.extend import extend_task
 from ansible_collections.imageferry.glance.plugins.module_utils._module import run_module
 
 

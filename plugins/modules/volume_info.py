@@ -210,7 +210,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._arguments impor
     EXISTING_VOLUME_RULES,
     volume_info_spec,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.task import info_task
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.info import info_task
 from ansible_collections.imageferry.glance.plugins.module_utils._module import run_module
 
 

@@ -19,13 +19,14 @@ from awx_plugins.credentials.plugins import openstack as builtin_openstack
 from awx_plugins.interfaces._temporary_private_credential_api import Credential
 from awx_plugins.interfaces._temporary_private_inject_api import inject_credential
 from awx_stand_in import StandIn
-from conftest import CLOUD_VENV, MIB, ROOT, descendants, wait_for
+from conftest import CLOUD_VENV, HOST_PYTHON, MIB, ROOT, connect, descendants, wait_for
 from faulty_proxy import GOOD, Fault, FaultyProxy
 
 VENV = Path(sys.prefix)
 ASSETS = yaml.safe_load((ROOT / "awx" / "assets.yml").read_text())
 TEMPLATES = {Path(template["playbook"]).stem: template for template in ASSETS["job_templates"]}
 LOOKS = [GOOD] * 4  # the controller asks twice for versions, finds the image, and reads its header
+BEGUN = re.compile(r"host0: .* of 64\.3 MiB")  # of the qcow2 that is sent; the disk, which is read before, has 64.0
 HALFWAY = re.compile(r"host0: disk-raw: 50 % of 64\.0 MiB")
 
 
@@ -54,7 +55,7 @@ class Job:
         (folder / "project").symlink_to(ROOT)
         # A host does not have the environment of the job.
         python = folder / "python"
-        python.write_text(f'#!/bin/sh\nexec env -u OS_CLIENT_CONFIG_FILE -u REQUESTS_CA_BUNDLE {sys.executable} "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec env -u OS_CLIENT_CONFIG_FILE -u REQUESTS_CA_BUNDLE {HOST_PYTHON} "$@"\n')
         python.chmod(0o755)
         host = f"host0 ansible_connection=local ansible_python_interpreter={python}\n"
         (folder / "inventory" / "hosts").write_text(host)
@@ -165,6 +166,30 @@ def test_a_cancelled_job_has_told_how_far_it_was_and_the_next_goes_on(job, cloud
     kept = [path for path in (job.folder / "artifacts").rglob("*") if path.is_file()]
     assert len(kept) > len(job.events) > 0
     assert [path for path in kept if re.search(rb"demo-pw|admin-pw|gAAAA", path.read_bytes())] == []
+
+
+def test_a_backup_that_was_cancelled_is_none_and_the_next_job_makes_it(job, clouds_type, cloud, tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(64 * MIB))
+    job.give(clouds_type, clouds_yaml=cloud.clouds_yaml.read_text(), cloud="demo")
+    volume = {"path": str(disk), "source_format": "raw"}
+    slow = {"image_backup_volumes": [{**volume, "rate_limit": "256KiB"}]}
+    variables = {**answered("backup"), "backup_set": "cancelled"}
+    glance = connect(cloud).image
+    there = {image.id for image in glance.images()}
+
+    def made():
+        found = [image for hidden in (False, True) for image in glance.images(is_hidden=hidden)]
+        return [image for image in found if image.id not in there]
+
+    assert job.run("backup", until=BEGUN, **variables, **slow) == "canceled", job.output
+    assert [image.status for image in made()] in (["queued"], ["saving"])
+    wait_for(job.has_ended_on_host, timeout=180)
+
+    assert job.run("backup", **variables, image_backup_volumes=[volume]) == "successful", job.output
+    assert re.search(r"host0 +changed +\S+ Backed up", job.output), job.output
+    (backup,) = made()
+    assert backup.status == "active" and backup.properties["owner_specified.imageferry.backup.set"] == "cancelled"
 
 
 def test_awxs_own_openstack_credential_will_do(job, cloud, images, tmp_path):

@@ -9,8 +9,10 @@ import contextlib
 import os
 import typing as t
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, MissingDependency
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, identity
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.pools import PoolFolder, pool_folders
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose import open_volume
@@ -19,6 +21,13 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.interfac
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import tagged_volumes
 
 Facts = dict[str, t.Any]
+
+
+def inventory_task(module: AnsibleModule) -> dict[str, t.Any]:
+    """What there is to say of all volumes of this collection."""
+    with connected() as connection:
+        volumes = held_volumes(module.params["folders"], module.params["vgs"], module.params["exclude"], connection)
+    return {"changed": False, "volumes": volumes}
 
 
 def held_volumes(

@@ -21,6 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._export.subject 
     opened_flat,
     subjects,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._http import http_options
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
 from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Body
 from ansible_collections.imageferry.glance.plugins.module_utils._image.content import (
@@ -30,7 +31,6 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.content i
     survey,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
-from ansible_collections.imageferry.glance.plugins.module_utils._module import http_options
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions

@@ -13,6 +13,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     InvalidOption,
     UnsupportedFormat,
 )
+from ansible_collections.imageferry.glance.plugins.module_utils._http import (
+    Addresses,
+    hide_addresses,
+    hide_headers,
+    http_options,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options
 from ansible_collections.imageferry.glance.plugins.module_utils._import.plan import (
@@ -22,13 +28,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.plan imp
     make_plan,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
-from ansible_collections.imageferry.glance.plugins.module_utils._module import (
-    Addresses,
-    hide_addresses,
-    hide_headers,
-    http_options,
-    mode_of_new_file,
-)
+from ansible_collections.imageferry.glance.plugins.module_utils._module import mode_of_new_file
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.checksum import read_checksum
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl

@@ -25,7 +25,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInvalid,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, find_clones
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user, taken
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
     Provenance,
@@ -121,7 +121,7 @@ class FileVolume:
             fd = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
         try:
             if not _lock(fd):
-                raise self._is_imported_to()
+                raise taken(self.path)
         finally:
             os.close(fd)
         return True
@@ -282,12 +282,9 @@ class FileVolume:
             if claimed:
                 return fd
             if not locked and time.monotonic() > deadline:
-                raise self._is_imported_to()
+                raise taken(self.path)
             if not locked:
                 time.sleep(_LOCK_POLL)
-
-    def _is_imported_to(self) -> VolumeInUse:
-        return VolumeInUse(f"Another import to {self.path} is running.", "Wait for it to end, or raise 'lock_timeout'.")
 
     def _open_partial(self) -> int:
         found = self._lstat(self.partial)

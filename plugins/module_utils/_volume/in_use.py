@@ -13,6 +13,8 @@ import stat
 import struct
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import VolumeInUse
+
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2) on 64-bit Linux
 
 
@@ -126,3 +128,14 @@ def _command(pid: str) -> str:
             return file.read().strip()
     except OSError:
         return "?"
+
+
+def taken(label: str) -> VolumeInUse:
+    """The error of a volume that another task of this collection is busy with.
+
+    :param label: how messages call it.
+    """
+    return VolumeInUse(
+        f"Another task imports to {label}, grows it or removes it.",
+        "Wait for it to end, and run this again. 'lock_timeout' has imports and exports wait longer.",
+    )

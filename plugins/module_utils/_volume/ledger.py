@@ -18,7 +18,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import VolumeInUse
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import taken
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
@@ -96,7 +96,7 @@ class Ledger:
             self._make_folder()
             fd = _lock_file(path, time.monotonic() + wait)
         if fd is None:
-            raise VolumeInUse(f"Another import to {label} is running.", "Wait for it to end, or raise 'lock_timeout'.")
+            raise taken(label)
         try:
             yield
         finally:

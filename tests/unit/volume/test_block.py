@@ -336,7 +336,7 @@ def test_a_second_import_to_the_device_waits_or_gives_up(device, ledger, tmp_pat
     with DeviceVolume(device, ledger) as volume, DeviceVolume(str(tmp_path / "link"), ledger) as other:
         with (
             volume.staged(0, WANTED, True),
-            pytest.raises(VolumeInUse, match="Another import"),
+            pytest.raises(VolumeInUse, match="Another task imports"),
             other.staged(0, WANTED, True),
         ):
             pass

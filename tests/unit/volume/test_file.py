@@ -197,7 +197,7 @@ def test_a_partial_is_private_whatever_the_umask(tmp_path):
 
 def test_a_second_import_waits_for_the_first_or_gives_up(tmp_path):
     def second():
-        with pytest.raises(VolumeInUse, match="Another import"):
+        with pytest.raises(VolumeInUse, match="Another task imports"):
             put(tmp_path, b"second")
 
     put(tmp_path, meanwhile=second)
