@@ -16,10 +16,9 @@ import pytest
 import yaml
 from conftest import HOST_PYTHON, ROOT
 
-PACKAGES = yaml.safe_load((ROOT / "roles" / "host_prepare" / "vars" / "redhat.yml").read_text())[
-    "__host_prepare_packages"
-]
-NAMES = sorted({name for names in PACKAGES.values() for name in names})
+VARIABLES = yaml.safe_load((ROOT / "roles" / "host_prepare" / "vars" / "redhat.yml").read_text())
+NAMES = sorted({name for names in VARIABLES["__host_prepare_packages"].values() for name in names})
+
 
 SPEC = """Name: {name}
 Version: 1
@@ -41,12 +40,14 @@ printf 'NAME="Rocky Linux"\\nID="rocky"\\nID_LIKE="rhel centos fedora"\\nVERSION
 cp --remove-destination os-release etc/os-release
 echo 'Rocky Linux release 9.4 (Blue Onyx)' | tee etc/rocky-release >etc/redhat-release
 mkdir -p etc/yum.repos.d
-printf '[local]\\nname=local\\nbaseurl=file://%s/rpms\\ngpgcheck=0\\n' "$PWD" >etc/yum.repos.d/local.repo
+printf '[local]\\nname=local\\nbaseurl=file://%s/rpmdir\\ngpgcheck=0\\n' "$PWD" >etc/yum.repos.d/local.repo
 mount --bind etc /etc
-for folder in lib/rpm lib/dnf cache/dnf log; do
+for folder in lib/dnf cache/dnf log; do
     mkdir -p "var/$folder" "/var/$folder"
     mount --bind "var/$folder" "/var/$folder"
 done
+mkdir home
+export HOME=$PWD/home # where Debian's rpm has its database
 exec "$@"
 """
 
@@ -59,9 +60,9 @@ def rocky(tmp_path):
     for name in NAMES:
         (tmp_path / f"{name}.spec").write_text(SPEC.format(name=name))
     specs = [tmp_path / f"{name}.spec" for name in NAMES]
-    subprocess.run(["rpmbuild", "-bb", "--quiet", "-D", f"_topdir {tmp_path}", "-D", f"_rpmdir {tmp_path}/rpms", *specs],
-                   check=True)  # fmt: skip
-    subprocess.run(["createrepo_c", "--quiet", tmp_path / "rpms"], check=True)
+    into = [f"--define=_{name} {tmp_path}/{name}" for name in ("topdir", "rpmdir", "dbpath")]
+    subprocess.run(["rpmbuild", "-bb", "--quiet", *into, *specs], check=True)
+    subprocess.run(["createrepo_c", "--quiet", tmp_path / "rpmdir"], check=True)
 
     def run(*command):
         return subprocess.run(
