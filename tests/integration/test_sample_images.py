@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cloud"))
 import sample_images
@@ -95,10 +96,16 @@ def test_what_could_not_be_made_leaves_no_image(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
-def test_the_debian_system_boots_to_a_login_prompt():
+def test_the_debian_system_boots_to_a_login_prompt_also_where_it_was_imported(export, glance, tmp_path):
     disk = sample_images.debian_system_disk()
     assert qemu_info(disk, "qcow2")["virtual-size"] == sample_images.SYSTEM_SIZE
-    assert sample_images.boots(disk)
+    there = export(f"path: {disk}\nsource_format: qcow2\nname: debian\ncompress: zstd")["image"]
+    try:
+        brought = {"image": there["id"], "path": f"{tmp_path}/debian.raw", "format": "raw"}
+        assert export(yaml.safe_dump(brought), module="glance_image_import")["changed"]
+    finally:
+        glance.delete_image(there["id"])
+    assert sample_images.boots(tmp_path / "debian.raw")
 
 
 def test_a_disk_without_a_system_does_not_boot(tmp_path):
