@@ -57,9 +57,9 @@ RETURN = r"""
 _value:
   description:
     - What the page shows of the C(images), the C(hosts) and the C(backups), each with its counts and sizes; when the
-      C(newest) of all this happened; and the C(findings), what needs care, each of a C(kind) - V(silent) of a host,
-      V(unsafe) of an image, V(unread), V(unfinished), V(outdated) and V(gone) of a disk on a host, V(old_backup) of a
-      backed up disk - with its C(host), C(what) it is and a C(text).
+      C(newest) of all this happened; and the C(findings), what needs care, each of a C(kind) - V(silent) of a host
+      or a part of the cloud, V(unsafe) of an image, V(unread), V(unfinished), V(outdated) and V(gone) of a disk on a
+      host, V(old_backup) of a backed up disk - with its C(host), C(what) it is and a C(text).
   type: dict
 """
 

@@ -180,9 +180,9 @@ def _private_spec() -> Spec:
 
 
 IMPORT_RULES: dict[str, t.Any] = {
-    "mutually_exclusive": [("image", "url"), ("cloud", "url"), ("auth", "url"), ("latest", "url"),
-                           ("host_interface", "url"), ("headers", "image"), ("checksum", "image"),
-                           ("source_format", "image"), *VOLUME_RULES["mutually_exclusive"]],
+    # What concerns a cloud may stand beside an address all the same: it comes from defaults that many tasks share.
+    "mutually_exclusive": [("image", "url"), ("headers", "image"), ("checksum", "image"), ("source_format", "image"),
+                           *VOLUME_RULES["mutually_exclusive"]],
     "required_together": VOLUME_RULES["required_together"],
     "required_one_of": [("image", "url"), *VOLUME_RULES["required_one_of"]],
 }  # fmt: skip

@@ -184,7 +184,7 @@ msg:
   description: What was done, and why.
   returned: always
   type: str
-  sample: "Exported: there was no image web01-golden."
+  sample: "Exported: there is no image 'web01-golden'."
 error:
   description: Stable code of the error's cause.
   returned: failure

@@ -39,6 +39,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+error:
+  description: Stable code of the error's cause.
+  returned: failure
+  type: str
+  sample: auth_failed
 ansible_facts:
   description:
     - The images, as C(glance_images), each with Glance's own fields unchanged, and

@@ -224,6 +224,16 @@ error:
   returned: failure
   type: str
   sample: checksum_mismatch
+candidates:
+  description: The images that have the name, each with its C(id), C(name), C(created_at), C(size) and C(status).
+  returned: when there are several, and one was meant
+  type: list
+  elements: dict
+clones:
+  description: The clones that stand on the disk, files by their path, logical volumes as C(vg/lv).
+  returned: when it fails because of them
+  type: list
+  elements: str
 volume:
   description:
     - The volume, C(type), C(path), C(format), and C(vg) and C(lv) or C(pool) and C(volume); when it exists C(size),

@@ -40,6 +40,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+error:
+  description: Stable code of the error's cause.
+  returned: failure
+  type: str
+  sample: auth_failed
 glance_images:
   description:
     - The images, each with Glance's own fields unchanged, and

@@ -127,6 +127,11 @@ error:
   returned: failure
   type: str
   sample: no_cd_drive
+candidates:
+  description: The images that have the name, each with its C(id), C(name), C(created_at), C(size) and C(status).
+  returned: when there are several, and one was meant
+  type: list
+  elements: dict
 guest:
   description: The guest, with its C(name), C(uuid), and whether it is C(running).
   returned: success

@@ -91,6 +91,11 @@ error:
   returned: failure
   type: str
   sample: no_space
+clones:
+  description: The clones that stand on the disk, files by their path, logical volumes as C(vg/lv).
+  returned: when it fails because of them
+  type: list
+  elements: str
 volume:
   description: The volume, by its C(type), C(path), and C(vg) and C(lv) or C(pool) and C(volume).
   returned: success

@@ -42,7 +42,8 @@ def build_report(
     kept = {point["image"] for point in points}
     shown_images = [_image(image, shown_hosts) for image in catalogue.images if image["id"] not in kept]
     sets = _sets(points, axis, backup_days, today)
-    findings = _findings(shown_images, shown_hosts, sets, backup_days)
+    unlisted = _problem([backups])
+    findings = _unasked(catalogue.problem, unlisted) + _findings(shown_images, shown_hosts, sets, backup_days)
     return {
         "newest": _newest(catalogue.images, hosts, points),
         "backup_days": backup_days,
@@ -50,7 +51,7 @@ def build_report(
         "images": {"problem": catalogue.problem, "list": shown_images, **_images_summary(shown_images, shown_hosts)},
         "hosts": _hosts_summary(shown_hosts),
         "backups": {
-            "problem": _problem([backups]),
+            "problem": unlisted,
             "ticks": axis.ticks(),
             "sets": sets,
             "count": len(points),
@@ -314,6 +315,12 @@ def _backed_up(host: str, disk: str, points: t.Sequence[Named], axis: Axis, days
 
 
 # --- all of it ---------------------------------------------------------------------------------------------------
+
+
+def _unasked(images: str | None, backups: str | None) -> list[Facts]:
+    """That it is not known whether all is well, as a part of the cloud could not be asked, for these reasons."""
+    parts = (("The image service", images, "images"), ("The list of backups", backups, "backups"))
+    return [_finding("silent", None, part, problem, anchor) for part, problem, anchor in parts if problem]
 
 
 def _findings(

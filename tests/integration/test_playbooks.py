@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import HOST_PYTHON, ROOT, Playbook, connect, qemu_img, qemu_io
-from faulty_proxy import Fault, FaultyProxy
+from faulty_proxy import Fault, FaultyProxy, FileServer
 
 HOST = "ansible_connection=local ansible_python_interpreter="
 
@@ -56,7 +57,8 @@ def test_one_host_that_fails_does_not_stop_the_others(run, cloud, tmp_path):
     assert run("import_image", **wanted)[-1].startswith("1 changed, 2 ok, 0 failed; "), "the others have it already"
     assert run("import_image", "--limit=one", fails=True, **{**wanted, "path": ""}) == []
     assert "Say what to import" in run.output
-    secret = {"url": "http://me:secret-password@localhost/disk?signature=secret-query", "source_format": "raw"}
+    secret = {"url": "http://me:secret-password@localhost/disk?signature=secret-query", "source_format": "raw",
+              "latest": "false", "host_interface": "internal"}  # fmt: skip
     (told,) = run("import_image", "--limit=one", "-vvv", fails=True, path=f"{tmp_path}/other", **secret)
     assert "hash" in told and "http://localhost/disk" in run.output and "secret-" not in run.output
 
@@ -84,18 +86,53 @@ def test_no_more_hosts_fetch_at_once_than_the_play_lets(run, cloud, images, tmp_
         proxy.stop()
 
 
-def test_hosts_hold_the_images_of_a_file(run, tmp_path):
+@pytest.fixture
+def web(tmp_path):
+    """A web server with a disk, and what tells of it, in words of which some are secret."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    (folder / "disk").write_bytes(b"1" * 2**20)
+    server = FileServer(folder)
+    digest = hashlib.sha256((folder / "disk").read_bytes()).hexdigest()
+    url = server.url("/disk?signature=secret-query").replace("//", "//me:secret-password@", 1)
+    yield {"url": url, "checksum": f"sha256:{digest}", "source_format": "raw"}
+    server.stop()
+
+
+def test_a_disk_of_a_web_server_is_not_told_of_with_its_secrets(run, web, tmp_path):
+    wanted = {**web, "path": f"{tmp_path}/disk", "guest": "nobody", "headers": {"X-Token": "secret-header"}}
+    playbook = tmp_path / "playbook.yml"
+    play = {"hosts": "one", "gather_facts": False, "vars": {"image_import_images": [wanted]}}
+    playbook.write_text(yaml.safe_dump([{**play, "roles": ["imageferry.glance.image_import"]}]))
+    run(playbook, "-vvv", fails=True)
+    assert (tmp_path / "disk").read_bytes() == b"1" * 2**20 and "nobody" in run.output
+    assert "secret-" not in run.output
+
+
+def test_each_of_several_playbooks_sums_up_what_it_has_done_itself(run, tmp_path):
+    disk = {"path": f"{tmp_path}/disk", "source_format": ""}
+    playbook = tmp_path / "playbook.yml"
+    named = [("import_image", {"image": "disk-raw"}), ("export_volume", {"image_name": "chained"})]
+    playbook.write_text(
+        yaml.safe_dump([{"import_playbook": f"imageferry.glance.{name}", "vars": more} for name, more in named])
+    )
+    (told,) = run(playbook, "--limit=one", **disk)
+    assert "Exported: there is no image 'chained'" in told and "Imported" in run.output
+
+
+def test_hosts_hold_the_images_of_a_file(run, web, tmp_path):
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "foreign").write_bytes(b"somebody's")
     listed = tmp_path / "images.yml"
     images = [{"image": name, "path": f"{tmp_path}/library/{name}"} for name in ("disk-raw", "twice")]
+    images.append({**web, "path": f"{tmp_path}/library/web"})
     listed.write_text(yaml.safe_dump({"image_sync_images": images}))
     predicted = run("sync_images", "--check", "--limit=one", images_file=str(listed))
-    assert [line.split()[:4] for line in predicted[:2]] == [["one", "changed", "Would", "import:"]] * 2
+    assert [line.split()[:4] for line in predicted[:3]] == [["one", "changed", "Would", "import:"]] * 3
     done = run("sync_images", "--limit=one", "--tags=image_sync_images", images_file=str(listed))
-    assert done[-1].startswith("2 changed, 0 ok, 0 failed; ")
+    assert done[-1].startswith("3 changed, 0 ok, 0 failed; ")
     again = run("sync_images", "--limit=one", images_file=str(listed))
-    assert again[-1] == "0 changed, 2 ok, 0 failed."
+    assert again[-1] == "0 changed, 3 ok, 0 failed."
     run("sync_images", "--limit=one", fails=True)
     assert "Say which images" in run.output
     run("sync_images", "--limit=one", fails=True, images_file=str(listed), prune=True)
@@ -217,6 +254,7 @@ def test_a_host_that_is_lost_after_its_volumes_were_done_has_failed(run, tmp_pat
       always:
         - name: Sum up
           debug: {{msg: "{{{{ lookup('template', '{template}').splitlines() }}}}"}}
+          vars: {{role_name: image_import}}
           run_once: true
 """)
     assert [line.split()[:2] for line in run(playbook, fails=True)[:-1]] == [

@@ -86,7 +86,17 @@ def test_a_disk_is_held_against_the_images(images, held, state):
 def test_an_image_is_only_gone_where_the_cloud_has_answered():
     failed = [{"failed": True, "msg": "Nothing listens there.\nCheck it."}]
     shown = build_report(failed, {"web01": {"volumes": [volume()]}}, {}, 7, TODAY)
-    assert kinds(shown) == [] and shown["images"]["problem"] == "Nothing listens there."
+    assert kinds(shown) == ["silent"] and shown["images"]["problem"] == "Nothing listens there."
+
+
+def test_what_the_cloud_does_not_tell_needs_care():
+    shown = build_report(
+        [{"failed": True, "msg": "No such user."}], {}, {"failed": True, "msg": "No such user."}, 7, TODAY
+    )
+    told = [(finding["what"], finding["text"], finding["anchor"]) for finding in shown["findings"]]
+    assert told == [
+        ("The image service", "No such user.", "images"), ("The list of backups", "No such user.", "backups")
+    ]  # fmt: skip
 
 
 def test_disks_say_what_they_hold():

@@ -27,3 +27,15 @@ def test_a_library_is_rid_only_of_what_was_brought_to_it():
     results = [seen("brought.iso"), seen("adopted.iso", adopted=True), seen("blank.iso", source="blank")]
     results.append({"volume": {**seen("foreign.iso")["volume"], "provenance": None}})
     assert variable("iso_library", "__iso_library_surplus", __iso_library_seen={"results": results}) == ["brought.iso"]
+
+
+def test_a_disk_that_is_there_is_not_predicted_to_be_attached_again():
+    def predicted(before, after):
+        done = {"changed": True, "diff": {"before": before, "after": after}}
+        known = {"ansible_check_mode": True, "__image_import_done": done, "__image_import_diff": done["diff"]}
+        return variable("image_import", "__image_import_is_predicted", **known)
+
+    image = {"source": "an id"}
+    assert predicted({}, image) and predicted({"source": "another"}, image)
+    assert not predicted({**image, "size": 1}, {**image, "size": 2})
+    assert not predicted({"mode": "0600"}, {"mode": "0644"})
