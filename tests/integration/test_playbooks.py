@@ -254,7 +254,7 @@ def test_a_host_that_is_lost_after_its_volumes_were_done_has_failed(run, tmp_pat
       always:
         - name: Sum up
           debug: {{msg: "{{{{ lookup('template', '{template}').splitlines() }}}}"}}
-          vars: {{role_name: image_import}}
+          vars: {{summed_role: image_import}}
           run_once: true
 """)
     assert [line.split()[:2] for line in run(playbook, fails=True)[:-1]] == [

@@ -151,6 +151,7 @@ class Lost(Exception):
     :param failure: the error that it is once there were enough of them.
     :param pause: the seconds that the server wants to be left alone.
     :param answered: whether the server had begun to send what was asked for.
+    :param final: whether the server itself has said that it is done with what it was sent.
     """
 
     def __init__(
@@ -160,11 +161,13 @@ class Lost(Exception):
         pause: float | None = None,
         *,
         answered: bool = True,
+        final: bool = False,
     ) -> None:
         super().__init__(reason)
         self.failure = failure
         self.pause = pause
         self.answered = answered
+        self.final = final
 
 
 class Token:

@@ -181,7 +181,7 @@ class _Upload:
         while True:
             with contextlib.closing(self._outgoing()) as outgoing:
                 lost = self._attempt(outgoing)
-                image = self._settled(outgoing)
+                image = self._settled(outgoing, lost)
                 if image["status"] == "active" and outgoing.complete:
                     return self._sent(image, outgoing, time.monotonic() - started)
             self._failures += 1
@@ -227,7 +227,8 @@ class _Upload:
             return Lost(answer, TokenExpired, pause=0)  # to ask for the image renews it
         # Glance may take up a broken attempt only after it was asked, and still be at it when the next one comes.
         if status in RETRIED or (status == 409 and self._failures):
-            return Lost(answer, pause=retry_after(response))
+            # What else is retried may come from a gateway, which does not know what Glance does behind it.
+            return Lost(answer, pause=retry_after(response), final=status == 500)
         kind, remedy = _REFUSALS.get(status, (TransferFailed, "See the image service's log."))
         raise kind(f"Of the upload to {self._where}, {answer}.", remedy)
 
@@ -239,9 +240,10 @@ class _Upload:
         what = "no answer came" if outgoing.complete else "the connection broke"
         return Lost(f"{what} after {outgoing.position} of {self._body.length} bytes ({describe_cause(lost)})", failure)
 
-    def _settled(self, outgoing: Outgoing) -> dict[str, t.Any]:
+    def _settled(self, outgoing: Outgoing, lost: Lost) -> dict[str, t.Any]:
         """The image once Glance has made up its mind about what it got."""
-        patience = self._answer_timeout if outgoing.complete else _INTERRUPTION_NOTICED
+        is_at_work = outgoing.complete and not lost.final
+        patience = self._answer_timeout if is_at_work else _INTERRUPTION_NOTICED
         deadline = time.monotonic() + patience
         while (image := self._image())["status"] == "saving" and time.monotonic() < deadline:
             time.sleep(_POLL)

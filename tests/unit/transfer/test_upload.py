@@ -403,6 +403,14 @@ def test_an_image_that_stays_saving_is_not_sent_again(service, impatient):
     assert len(service.puts) == 1
 
 
+def test_a_service_that_has_failed_is_not_waited_for_as_one_that_may_still_store_it(service, monkeypatch):
+    monkeypatch.setattr(upload_module, "_INTERRUPTION_NOTICED", 1)
+    service.programme(PutFault(None, 500, becomes="saving"))
+    started = time.monotonic()
+    assert "saving since" in fails(TransferFailed, service)
+    assert time.monotonic() - started < 60 and len(service.puts) == 1
+
+
 def test_an_image_that_is_deleted_meanwhile_ends_it(service):
     service.programme(PutFault(100_000, status=0, becomes="deleted"))
     fails(ImageNotFound, service, Bytes(BIG))
