@@ -224,6 +224,8 @@ def _make(volume: Volume, wanted: Wanted, base: Base | None) -> None:
     size = _virtual_size(volume, wanted, base)
     origin = _origin(wanted, base, size)
     with volume.staged(LOCK_SECONDS, origin, False) as staged, storage_errors(f"write {volume.label}"):
+        if volume.is_block:
+            _check_still_free(volume, wanted)
         if wanted.format == "raw":
             staged.reserve(size)
             staged.sink.finish(size)
@@ -232,6 +234,15 @@ def _make(volume: Volume, wanted: Wanted, base: Base | None) -> None:
         if base is not None:
             note_clone(base.volume.path, volume.path)
         staged.publish(origin, over=False)
+
+
+def _check_still_free(volume: Volume, wanted: Wanted) -> None:
+    """
+    :raises VolumeExists: what is there now would be written over.
+    """
+    disk = read_disk(volume, None, ())
+    if disk is not None and not _is_free(volume, disk, wanted):
+        raise VolumeExists(f"Something has come to be on {volume.label} meanwhile.", "Look at it, and run this again.")
 
 
 def _make_qcow2(volume: Volume, staged: Staged, wanted: Wanted, base: Base | None, size: int) -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A thick logical volume on a loop device, as the machine of the tests may have no device mapper."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._volume import lvm
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger import Ledger
+
+MIB = 1 << 20
+PROGRAM = """#!/bin/sh
+cd FOLDER
+echo "${0##*/} $*" >> asked
+resize() { truncate -s ${1%b} backing; losetup -c DEVICE; }
+activate() { [ $1 = n ] && rm -f node || ln -sf DEVICE node; }
+case "${0##*/} $*" in
+  lvs*origin=*) echo '{"report": [{"lv": []}]}'; exit ;;
+  lvs*) [ -e tags ] || { echo '{"report": [{"lv": []}]}'; exit; }
+    cat <<END
+{"report": [{"lv": [{"lv_name": "db", "lv_uuid": "a-b", "lv_size": "$(blockdev --getsize64 DEVICE)",
+ "lv_tags": "$(paste -sd, tags)", "lv_layout": "linear", "lv_role": "public",
+ "lv_active": "$([ -e node ] && echo active)", "lv_permissions": "writeable", "lv_health_status": "", "pool_lv": "",
+ "origin": "", "data_percent": "", "vg_extent_size": "4194304", "vg_free": "1073741824"}]}]}
+END
+    exit ;;
+  vgs*) echo '{"report": [{"vg": [{"vg_extent_size": "4194304", "vg_free": "1073741824"}]}]}'; exit ;;
+  lvremove*) rm -f tags node; exit ;;
+  lvcreate*) touch tags; activate y ;;
+esac
+while [ $# -gt 1 ]; do
+  case $1 in
+    --size) resize $2 ;;
+    --activate) activate $2 ;;
+    --addtag) echo "$2" >> tags ;;
+    --deltag) grep -vxF "$2" tags > kept; mv kept tags ;;
+  esac
+  shift
+done
+"""
+
+
+class LogicalVolumes:
+    """Objects of one logical volume, vg0/db, that is not there yet.
+
+    :param device: the loop device that it is.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.device = device
+        self._folder = folder
+        self.ledger = Ledger(str(folder / "ledger"))
+
+    def __call__(self):
+        volume = lvm.LvmVolume("vg0", "db", ledger=self.ledger)
+        volume.path = str(self._folder / "node")
+        return volume
+
+    def run(self, program, *arguments):
+        """As somebody else would."""
+        subprocess.run([self._folder / program, *arguments, "vg0/db"], check=True)
+
+    def asked(self):
+        """What LVM was asked for since this was called last, apart from reports."""
+        said = (self._folder / "asked").read_text().splitlines()
+        (self._folder / "asked").write_text("")
+        return [line for line in said if not line.startswith(("lvs", "vgs"))]
+
+    def tags(self):
+        return (self._folder / "tags").read_text().split()
+
+    def is_active(self):
+        return (self._folder / "node").exists()
+
+    def content(self):
+        with open(self.device, "rb", buffering=0) as file:
+            return file.read()
+
+
+@pytest.fixture
+def logical(tmp_path, monkeypatch):
+    """The logical volume; what earlier ones have left on its 32 MiB is 0xff."""
+    if os.geteuid() != 0:
+        pytest.skip("loop devices need root")
+    folder = tmp_path / "lvm"
+    folder.mkdir()
+    (folder / "backing").write_bytes(b"\xff" * (32 * MIB))
+    made = subprocess.run(["losetup", "-f", "--show", folder / "backing"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip("there are no loop devices here")
+    device = made.stdout.strip()
+    for name in ("lvs", "vgs", "lvcreate", "lvextend", "lvchange", "lvremove"):
+        (folder / name).write_text(PROGRAM.replace("FOLDER", str(folder)).replace("DEVICE", device))
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(lvm, "_PROGRAMS", f"{folder}:{lvm._PROGRAMS}")
+    yield LogicalVolumes(folder, device)
+    subprocess.run(["losetup", "-d", device], check=True)

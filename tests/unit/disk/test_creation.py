@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Disks that are made on logical volumes and devices, and those that are not, as something is there."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation import Wanted, create, plan_creation
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import VolumeExists
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+
+MIB = 1 << 20
+IMAGE = Provenance("an id", "a name", "sha512", "00ff", 7, "raw")
+
+
+def import_to(volume):
+    with volume.staged(0, IMAGE, False) as staged:
+        staged.reserve(8 * MIB)
+        staged.sink.write(bytearray(b"image" * 1000), 5000, 0)
+        staged.sink.finish(5000)
+        staged.publish(IMAGE, over=False)
+
+
+@pytest.mark.parametrize(("image_format", "is_blank"), [("raw", False), ("qcow2", False), ("qcow2", True)])
+def test_what_came_to_be_there_since_the_plan_is_not_written_over(logical, image_format, is_blank):
+    if is_blank:
+        create(logical(), Wanted("raw", 8 * MIB, None, "off"), None)
+        logical.run("lvchange", *(option for tag in logical.tags() for option in ("--deltag", tag)))
+    wanted, volume = Wanted(image_format, 8 * MIB, None, "off"), logical()
+    assert plan_creation(volume, wanted, None, None).action == "create"
+    import_to(logical())
+    before = logical.content()
+    with pytest.raises(VolumeExists, match="meanwhile"):
+        create(volume, wanted, None)
+    assert logical.content() == before and logical().provenance().source == "an id"
