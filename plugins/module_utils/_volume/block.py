@@ -28,6 +28,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_wr
     device_size,
     exclusive_device,
     holds_nothing,
+    open_exclusively,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_device_user
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
@@ -177,15 +178,19 @@ class BlockVolume(abc.ABC):
         """What two imports to it both lock."""
         return self.label
 
-    def begin(self) -> None:
-        """Takes it for this process, once nobody else has it in use."""
+    def take(self) -> int:
+        """Takes it for this process, once nobody else has it in use; it is open for reading and writing directly."""
         self.check_not_in_use()
         self._is_taken = True
+        return open_exclusively(self.node(), os.O_RDWR | os.O_DIRECT)
 
     def wipe(self) -> None:
-        """Makes all of it read as zeros."""
-        with storage_errors(f"wipe {self.label}"), contextlib.closing(BlockWriter(self.node(), self.thin())) as writer:
-            writer.finish(0)
+        """Makes all of it read as zeros, marked as unfinished meanwhile."""
+        direct = os.O_RDWR | os.O_DIRECT
+        with storage_errors(f"wipe {self.label}"), exclusive_device(self.node(), direct) as fd:
+            self.mark()  # a half wiped one must not be taken for whole
+            with contextlib.closing(BlockWriter(self.node(), self.thin(), exclusive_fd=os.dup(fd))) as writer:
+                writer.finish(0)
 
     def zero_from(self, start: int) -> None:
         """Makes what is behind C(start) read as zeros; a guest may have what is before in use."""
@@ -207,6 +212,7 @@ class StagedBlock:
         self._volume = volume
         self._wanted = replace(wanted, metadata=None)
         self._resumable = resumable
+        self._held_fd: int | None = None  # until the writer has it
         self._writer: BlockWriter | None = None
         self._existed = volume.stat() is not None
         volume.check_writable()
@@ -232,6 +238,8 @@ class StagedBlock:
                 f"{self._volume.label} does not exist, and nobody says how large the disk is.",
                 "Set 'size', create it first, or import from a server that tells the size.",
             )
+        if self._existed:
+            self._hold()  # first, so that nobody comes to use what is extended
         with storage_errors(f"prepare {self._volume.label}"):
             if self._volume.make_room(max(size or 0, certain)):
                 self._created = True
@@ -259,6 +267,8 @@ class StagedBlock:
         finally:
             if writer:
                 writer.close()
+            if self._held_fd is not None:
+                os.close(self._held_fd)
         if not self._published and not position:
             self._give_up(writer is not None)
 
@@ -280,20 +290,28 @@ class StagedBlock:
             return replace(record, held=0)
         return record
 
+    def _hold(self) -> None:
+        """Opens it for this process alone."""
+        if self._writer is None and self._held_fd is None:
+            with storage_errors(f"write {self._volume.label}"):
+                self._held_fd = self._volume.take()
+
     def _take(self) -> BlockWriter:
-        """Marks it, and opens it for this process alone."""
+        """Marks it, once it is this process's alone, to be written to."""
+        self._hold()
         volume = self._volume
         with storage_errors(f"write {volume.label}"):
-            volume.begin()
+            self._note(self.held)  # before the mark, which drops what is known: it may fail where the ledger is
             volume.mark()
-            self._note(self.held)
             self._writer = BlockWriter(
                 volume.node(),
                 volume.thin(),
                 fresh=not self._existed,
                 held=self.held,
                 note=self._note if self._resumable else None,
+                exclusive_fd=self._held_fd,
             )
+            self._held_fd = None
         return self._writer
 
     def _note(self, held: int) -> None:

@@ -186,6 +186,7 @@ class BlockWriter:
     :param fresh: whether it is in a thin pool, and nothing was ever written to it.
     :param held: the bytes at its beginning that an earlier run has settled, a multiple of L(BLOCK).
     :param note: told from time to time how many bytes from the first are settled; None if nobody wants to go on there.
+    :param exclusive_fd: of L(open_exclusively) for direct reading and writing, to be closed with this; None to open it.
     :raises VolumeInUse: somebody has it mounted, or stacked something on it.
     :raises OSError: it cannot be opened, or cannot be read or written, as in every method.
     """
@@ -197,11 +198,12 @@ class BlockWriter:
         fresh: bool = False,
         held: int = 0,
         note: t.Callable[[int], None] | None = None,
+        exclusive_fd: int | None = None,
     ) -> None:
         self.zero_bytes = 0
         self._thin = thin
         self._note = note
-        self._direct = open_exclusively(node, os.O_RDWR | os.O_DIRECT)
+        self._direct = open_exclusively(node, os.O_RDWR | os.O_DIRECT) if exclusive_fd is None else exclusive_fd
         self.fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)  # for those who read and write without regard to sectors
         self._sector = struct.unpack("i", fcntl.ioctl(self._direct, _BLKSSZGET, bytes(4)))[0]
         self._bounce = mmap.mmap(-1, _BOUNCE)
@@ -385,12 +387,12 @@ class BlockWriter:
 
 
 @contextlib.contextmanager
-def exclusive_device(node: str) -> t.Iterator[int]:
-    """The device C(node), open for reading, for this process alone.
+def exclusive_device(node: str, flags: int = os.O_RDONLY) -> t.Iterator[int]:
+    """The device C(node), open as C(flags) say, for this process alone.
 
     :raises VolumeInUse: somebody has it mounted, or stacked something on it.
     """
-    fd = open_exclusively(node, os.O_RDONLY)
+    fd = open_exclusively(node, flags)
     try:
         yield fd
     finally:

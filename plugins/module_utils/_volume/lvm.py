@@ -227,7 +227,6 @@ class LvmVolume(BlockVolume):
             self.check_not_in_use()
             check_no_clones(self.label, self.clones())
             if wipe:
-                self.mark()  # a half wiped one must not be taken for whole
                 self.wipe()
             self.discard_new()
 
