@@ -54,6 +54,7 @@ class Growth(t.NamedTuple):
 
     :param volume_size: what the volume is to have, in bytes.
     :param image_size: what the image's disk is to have, in bytes.
+    :param is_raw: whether the volume's bytes are the disk's.
     :param guest: the running guest that has the disk, and has to be told.
     """
 
@@ -62,6 +63,7 @@ class Growth(t.NamedTuple):
     reason: str
     volume_size: int | None = None
     image_size: int | None = None
+    is_raw: bool = False
     guest: GuestDisk | None = None
 
     @property
@@ -139,7 +141,7 @@ def _grow_raw(volume: Volume, disk: Disk, wanted: int, seen: int) -> Growth:
         return _nothing(volume, before, wanted)
     target = max(round_up(wanted, volume_unit(volume)), now)
     reason = _reason(volume, min(now, seen), target)
-    return Growth(before, Sizes(target, target), reason, target if target > now else None, target)
+    return Growth(before, Sizes(target, target), reason, target if target > now else None, target, is_raw=True)
 
 
 def _grow_qcow2(
@@ -270,15 +272,14 @@ def grow(volume: Volume, growth: Growth, connection: t.Any) -> None:
     :raises FerryError: it failed; the message says what had been done by then.
     """
     extends = growth.volume_size is not None and (volume.is_block or growth.guest is None)  # QEMU extends its files
-    is_raw = growth.image_size == growth.volume_size  # of a raw disk they are one
     if extends and growth.volume_size is not None:
-        volume.grow(growth.volume_size, zeroed=is_raw)  # a qcow2 never shows what it has not written
+        volume.grow(growth.volume_size, zeroed=growth.is_raw)  # a qcow2 never shows what it has not written
     if growth.image_size is None:
         return
     try:
         if growth.guest is not None:
             grow_live(connection, growth.guest, growth.image_size)
-        elif not is_raw:
+        elif not growth.is_raw:
             with volume.open() as fd:
                 qemu_img.resize(fd, "qcow2", growth.image_size)
     except FerryError as err:

@@ -166,6 +166,15 @@ def test_what_a_guest_writes_to_a_qcow2_as_it_gains_room_stays(device, make_logi
     assert read(device.path, 32 * MIB, 64 * MIB) == b"G" * MIB + bytes(31 * MIB)
 
 
+def test_a_qcow2_as_large_as_its_volume_is_not_taken_for_raw(device, make_logical):
+    qemu_img("create", "-f", "qcow2", device.path, "8M")
+    volume = make_logical()
+    growth = plan_growth(volume, "64MiB", "qcow2", None, None, headroom="63MiB")
+    assert growth.volume_size == growth.image_size == 64 * MIB
+    grow(volume, growth, None)
+    assert virtual_size(device.path) == 64 * MIB and read(device.path, 32 * MIB, 33 * MIB) == b"G" * MIB
+
+
 def test_who_waits_for_another_to_extend_zeroes_nothing_of_what_it_gained(device, make_logical):
     first, second = make_logical(), make_logical()
     assert second.stat().size == 32 * MIB  # what it has seen is out of date when it has waited
