@@ -99,6 +99,7 @@ def thick(vg: str) -> None:
     run("lvchange", "-an", f"{vg}/web-01")
     with open_volume({"device": f"/dev/{vg}/web-01"}) as named:
         assert named.provenance() and not named.is_blank()
+        named.check_not_in_use()
     assert not os.path.exists(f"/dev/{vg}/web-01")
     with open_volume({"vg": vg, "lv": "web-01"}) as named:
         named.remove(wipe=True)

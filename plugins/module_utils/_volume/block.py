@@ -126,6 +126,10 @@ class BlockVolume(abc.ABC):
         finally:
             os.close(fd)
 
+    def activate(self) -> None:
+        """Has it be there for other programs to open."""
+        self.node()
+
     def adopt(self, provenance: Provenance) -> None:
         """Records that what is there holds an image."""
         with storage_errors(f"record where {self.label} came from"):
@@ -141,11 +145,11 @@ class BlockVolume(abc.ABC):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.1)
-        if user:
-            raise VolumeInUse(f"{self.label} is in use by {user}.")
-        if not self._is_taken:
-            with storage_errors(f"open {self.label}"), exclusive_device(self.node()):
-                pass
+            if user:
+                raise VolumeInUse(f"{self.label} is in use by {user}.")
+            if not self._is_taken:
+                with exclusive_device(self.node()):
+                    pass
 
     def clones(self) -> list[str]:
         """None: what stands on a device is in use of it."""

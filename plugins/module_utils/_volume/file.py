@@ -163,6 +163,9 @@ class FileVolume:
         finally:
             os.close(fd)
 
+    def activate(self) -> None:
+        """Nothing: a file is always there to be opened."""
+
     def adopt(self, provenance: Provenance) -> None:
         """Records that the file that is there holds an image."""
         with self.open() as fd, storage_errors(f"record where {self.path} came from"):

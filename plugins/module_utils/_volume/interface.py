@@ -112,6 +112,9 @@ class Volume(t.Protocol):
     def open(self) -> contextlib.AbstractContextManager[int]:
         """What is there, open for reading."""
 
+    def activate(self) -> None:
+        """Has what is there be ready for other programs to open it by C(path)."""
+
     def adopt(self, provenance: Provenance) -> None:
         """Records that what is there holds an image."""
 

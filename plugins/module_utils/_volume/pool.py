@@ -83,6 +83,10 @@ class PoolVolume:
         """See L(Volume.open)."""
         return self._inner.open()
 
+    def activate(self) -> None:
+        """See L(Volume.activate)."""
+        self._inner.activate()
+
     def adopt(self, provenance: Provenance) -> None:
         """See L(Volume.adopt)."""
         self._inner.adopt(provenance)

@@ -76,3 +76,15 @@ def test_one_that_comes_to_be_in_use_before_it_is_wiped_is_left_as_it_is(logical
     assert volume.provenance().source == "an id" and logical.asked() == []
     volume.remove(wipe=True)
     assert volume.stat() is None and logical.content() == bytes(8 * MIB)
+
+
+def test_one_that_is_not_active_is_so_only_while_it_is_looked_at(logical, volume):
+    logical.run("lvchange", "--activate", "n")
+    volume.look_again()
+    volume.check_not_in_use()
+    assert not logical.is_active()
+    with exclusive_device(logical.device), pytest.raises(VolumeInUse):
+        volume.check_not_in_use()
+    assert not logical.is_active()
+    volume.activate()
+    assert logical.is_active()
