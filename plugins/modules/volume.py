@@ -82,7 +82,10 @@ options:
         type: str
         choices: [raw, qcow2]
   wipe:
-    description: Whether a disk that is removed is overwritten with zeros first.
+    description:
+      - Whether a disk that is removed is overwritten with zeros first.
+      - A O(device) cannot be removed, only wiped. It is left alone when all of it reads as zeros already, which is
+        found out by reading it.
     type: bool
     default: false
 author:

@@ -33,10 +33,12 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.formats i
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options, require_qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, identity
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import round_up
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_writer import device_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, note_clone
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import LvmVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import PIECE, pieces
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.staging import left_behind
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
@@ -72,7 +74,7 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What is to be done: C(action) is V(unchanged), V(create), V(grow) or V(remove)."""
+    """What is to be done: C(action) is V(unchanged), V(create), V(grow), V(remove) or V(wipe)."""
 
     action: str
     reason: str
@@ -261,9 +263,10 @@ def _origin(wanted: Wanted, base: Base | None, size: int) -> Provenance:
                       metadata=held.metadata if held else None)  # fmt: skip
 
 
-def plan_removal(volume: Volume) -> Change:
-    """Decides whether there is anything to remove.
+def plan_removal(volume: Volume, wipe: bool) -> Change:
+    """Decides whether there is anything to remove, or on a device to wipe.
 
+    :raises VolumeInvalid: it is a device, and not to be wiped.
     :raises VolumeInUse: somebody uses it.
     :raises HasClones: clones stand on it.
     """
@@ -278,12 +281,27 @@ def plan_removal(volume: Volume) -> Change:
     volume.check_writable()
     volume.check_not_in_use()
     check_no_clones(volume.label, volume.clones())
-    reason = f"{volume.label} existed"
-    return Change("remove", f"{reason}, and {told}" if left else reason, {"state": "present"}, absent)
+    besides = f", and {told}" if left else ""
+    if volume.describe()["type"] != "device":
+        return Change("remove", f"{volume.label} existed{besides}", {"state": "present"}, absent)
+    if not wipe:
+        raise VolumeInvalid(f"{volume.label} is a device, which cannot be removed.", "Set 'wipe: true' to wipe it.")
+    if not left and _holds_only_zeros(volume):
+        return Change("unchanged", f"nothing but zeros is on {volume.label}", absent, absent)
+    return Change("wipe", f"{volume.label} is a device, and stays{besides}", {"state": "present"}, absent)
+
+
+def _holds_only_zeros(volume: Volume) -> bool:
+    """Whether all of a device reads as zeros, and nothing else is known of it."""
+    if volume.provenance() is not None or volume.is_unfinished() or not volume.is_blank():
+        return False
+    zeros = bytes(PIECE)
+    with volume.open() as fd, storage_errors(f"read {volume.label}"):
+        return all(zeros.startswith(piece) for piece in pieces(fd, device_size(fd)))
 
 
 def remove(volume: Volume, wipe: bool) -> None:
-    """Removes what L(plan_removal) found."""
+    """Removes or wipes what L(plan_removal) found."""
     with left_behind(volume) as files:
         for file in files:
             file.remove_given_up(wipe)

@@ -55,9 +55,10 @@ def _base(clone_of: dict[str, t.Any] | None, opened: contextlib.ExitStack) -> Ba
 
 
 def _remove(module: AnsibleModule, volume: Volume) -> Change:
-    change = plan_removal(volume)
-    if change.action == "remove" and not module.check_mode:
-        remove(volume, module.params["wipe"])
+    wipe = module.params["wipe"]
+    change = plan_removal(volume, wipe)
+    if change.action != "unchanged" and not module.check_mode:
+        remove(volume, wipe)
     return change
 
 
@@ -86,6 +87,7 @@ _DONE = {
     "create": ("Created: ", "Would create: "),
     "grow": ("Extended ", "Would extend "),
     "remove": ("Removed: ", "Would remove: "),
+    "wipe": ("Wiped: ", "Would wipe: "),
 }
 
 

@@ -12,7 +12,9 @@ import typing as t
 BLOCK = 64 * 1024
 """The unit in which zeros are looked for: a run shorter than this is written."""
 
-_PIECE = 1 << 20
+PIECE = 1 << 20
+"""The most bytes that are read at once."""
+
 _ZEROS = bytes(BLOCK)
 
 
@@ -90,7 +92,7 @@ class SparseWriter:
 
 def pieces(fd: int, end: int) -> t.Iterator[memoryview]:
     """The first C(end) bytes of the open file C(fd), piece by piece; each is good until the next one is asked for."""
-    with memoryview(bytearray(_PIECE)) as view, open(fd, "rb", buffering=0, closefd=False) as file:
+    with memoryview(bytearray(PIECE)) as view, open(fd, "rb", buffering=0, closefd=False) as file:
         file.seek(0)
         while end > 0 and (length := file.readinto(view[:end])):
             yield view[:length]
