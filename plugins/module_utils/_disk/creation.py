@@ -110,7 +110,7 @@ def plan_creation(volume: Volume, wanted: Wanted, base: Base | None, connection:
             f"A clone of {base.volume.label} has at least its {base.virtual_size} bytes.", "Leave out 'size'."
         )
     disk = read_disk(volume, None, find_guests(connection, volume.path))
-    if disk is not None and not _is_free(volume, disk, wanted):
+    if disk is not None and not _is_free(volume, disk, wanted, base):
         return _plan_existing(volume, disk, wanted, base, connection)
     if wanted.size is None and base is None:
         raise InvalidOption(f"{volume.label} does not exist, and 'size' does not say how large to make it.")
@@ -119,19 +119,35 @@ def plan_creation(volume: Volume, wanted: Wanted, base: Base | None, connection:
         _check_not_written(base, connection)
     if wanted.format == "qcow2":
         require_qemu_img()
-    reason = f"{volume.label} did not exist" if disk is None else f"nothing but zeros was on {volume.label}"
-    return Change("create", reason, {"state": "absent"}, _described(volume, wanted, base))
+    return Change("create", *_before(volume, disk), _described(volume, wanted, base))
 
 
-def _is_free(volume: Volume, disk: Disk, wanted: Wanted) -> bool:
-    """Whether it is a block device that nobody uses, with nothing on it where a qcow2 is to be."""
-    if not volume.is_block or wanted.format != "qcow2" or disk.provenance is not None or volume.is_unfinished():
+def _before(volume: Volume, disk: Disk | None) -> tuple[str, dict[str, t.Any]]:
+    """Why a disk is made, and what is in its place before."""
+    if disk is None:
+        return f"{volume.label} did not exist", {"state": "absent"}
+    if volume.is_unfinished():
+        return f"{volume.label} had been begun and was not completed", {"state": "unfinished"}
+    return f"nothing but zeros was on {volume.label}", {"state": "absent"}
+
+
+def _is_free(volume: Volume, disk: Disk, wanted: Wanted, base: Base | None) -> bool:
+    """Whether it is a block device that nobody uses, and that a blank disk may be made on.
+
+    That is one with nothing on it where a qcow2 is to be, or one on which a blank disk was begun: nothing of that is
+    gone on with.
+    """
+    if not volume.is_block or disk.provenance is not None:
         return False
-    if not volume.is_blank():
-        return False
-    volume.check_writable()
-    volume.check_not_in_use()
-    return True
+    if volume.is_unfinished():
+        begun = volume.begun()
+        is_free = base is None and begun is not None and begun.source == BLANK
+    else:
+        is_free = wanted.format == "qcow2" and volume.is_blank()
+    if is_free:
+        volume.check_writable()
+        volume.check_not_in_use()
+    return is_free
 
 
 def _check_can_clone(volume: Volume, base: Base) -> None:
@@ -150,7 +166,8 @@ def _check_can_clone(volume: Volume, base: Base) -> None:
 
 def _plan_existing(volume: Volume, disk: Disk, wanted: Wanted, base: Base | None, connection: t.Any) -> Change:
     if volume.is_unfinished():
-        raise VolumeExists(f"An import to {volume.label} was begun, and is not completed.", "Run the import again.")
+        raise VolumeExists(f"An import to {volume.label} was begun, and is not completed.",
+                           "Run the import again, or give it up with 'state: absent'.")  # fmt: skip
     _check_is_wanted(volume, disk, wanted, base)
     now = {"state": "present", "format": disk.format, "virtual_size": disk.virtual_size}
     reason = f"{volume.label} is there already"
@@ -197,8 +214,11 @@ def _described(volume: Volume, wanted: Wanted, base: Base | None) -> dict[str, t
 
 
 def _virtual_size(volume: Volume, wanted: Wanted, base: Base | None) -> int:
-    unit = volume_unit(volume) if wanted.format == "raw" else SECTOR
-    return round_up(max(wanted.size or 0, base.virtual_size if base else 0), unit)
+    least = max(wanted.size or 0, base.virtual_size if base else 0)
+    if wanted.format != "raw":
+        return round_up(least, SECTOR)
+    there = volume.stat() if volume.is_block else None  # one that was begun
+    return round_up(max(least, there.size if there else 0), volume_unit(volume))
 
 
 def create(volume: Volume, wanted: Wanted, base: Base | None) -> None:
@@ -227,7 +247,7 @@ def _make(volume: Volume, wanted: Wanted, base: Base | None) -> None:
     origin = _origin(wanted, base, size)
     with volume.staged(LOCK_SECONDS, origin, False) as staged, storage_errors(f"write {volume.label}"):
         if volume.is_block:
-            _check_still_free(volume, wanted)
+            _check_still_free(volume, wanted, base)
         if wanted.format == "raw":
             staged.reserve(size)
             staged.sink.finish(size)
@@ -238,12 +258,12 @@ def _make(volume: Volume, wanted: Wanted, base: Base | None) -> None:
         staged.publish(origin, over=False)
 
 
-def _check_still_free(volume: Volume, wanted: Wanted) -> None:
+def _check_still_free(volume: Volume, wanted: Wanted, base: Base | None) -> None:
     """
     :raises VolumeExists: what is there now would be written over.
     """
     disk = read_disk(volume, None, ())
-    if disk is not None and not _is_free(volume, disk, wanted):
+    if disk is not None and not _is_free(volume, disk, wanted, base):
         raise VolumeExists(f"Something has come to be on {volume.label} meanwhile.", "Look at it, and run this again.")
 
 

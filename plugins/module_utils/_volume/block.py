@@ -111,6 +111,11 @@ class BlockVolume(abc.ABC):
     def look_again(self) -> None:  # noqa: B027 (most remember nothing)
         """Forgets what was seen of it, as others may have changed it since."""
 
+    def begun(self) -> Provenance | None:
+        """What the ledger says was to be written to it by a run that was not completed."""
+        key = self.key()
+        return self.ledger.read(key).unfinished if key is not None and self.is_unfinished() else None
+
     def is_blank(self) -> bool:
         """Whether its first and last MiB are zeros."""
         with self.open() as fd, storage_errors(f"read {self.label}"):

@@ -104,6 +104,10 @@ class FileVolume:
         """Never: what is being written has another name."""
         return False
 
+    def begun(self) -> Provenance | None:
+        """Never anything, see L(is_unfinished)."""
+        return None
+
     def has_partial(self) -> bool:
         """Whether an interrupted import has left something to go on with."""
         found = self._lstat(self.partial)

@@ -106,6 +106,9 @@ class Volume(t.Protocol):
     def is_unfinished(self) -> bool:
         """Whether an import to it was begun and not completed, so that its content is nobody's."""
 
+    def begun(self) -> Provenance | None:
+        """What was to be written to it by a run that was not completed; None also when this host does not know it."""
+
     def is_blank(self) -> bool:
         """Whether it is a block device with nothing on it, as its first and last MiB are zeros."""
 

@@ -75,6 +75,10 @@ class PoolVolume:
         """See L(Volume.is_unfinished)."""
         return self._inner.is_unfinished()
 
+    def begun(self) -> Provenance | None:
+        """See L(Volume.begun)."""
+        return self._inner.begun()
+
     def is_blank(self) -> bool:
         """See L(Volume.is_blank)."""
         return self._inner.is_blank()
