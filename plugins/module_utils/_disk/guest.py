@@ -52,9 +52,9 @@ def _attach(module: AnsibleModule, connection: t.Any, domain: t.Any, volume: Vol
     plan = GuestDisks(connection, domain).plan_attaching(volume, wish)
     if plan.planes and plan.drive and not module.check_mode:
         with volume.locked(_WAIT):  # an import may have begun meanwhile
+            volume.activate()  # libvirt does not; and whose disk it is shows only then
             plan = GuestDisks(connection, domain).plan_attaching(volume, wish)
             if plan.drive:
-                volume.activate()
                 attach(domain, plan.planes, describe_disk(plan.drive, volume.is_block))
     target = plan.drive.target if plan.drive else ""
     done = "Would attach" if module.check_mode else "Attached"
