@@ -45,6 +45,8 @@ options:
   compress:
     description:
       - Compresses the clusters of a qcow2, in this way. V(zstd) needs libzstd, which comes with QEMU.
+      - A V(zstd) one is opened by QEMU from 5.1 on, where that is built with it; Debian 11's is not. V(zlib) is
+        understood by all.
       - The compressed bytes, and nothing else, are kept in O(spool_dir) until their number is known. Where they do not
         fit, the disk is read and compressed a second time instead, which must bring the same.
     type: str
