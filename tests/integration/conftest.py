@@ -212,11 +212,11 @@ def kill_with_all_that_it_started(run):
 
 
 @contextlib.contextmanager
-def loop_device(backing):
+def loop_device(backing, *options):
     """A loop device over the file, with 4096-byte sectors, as new disks have them."""
     if os.geteuid() != 0:
         pytest.skip("a loop device needs root")
-    attach = ["losetup", "--sector-size=4096", "--find", "--show", backing]
+    attach = ["losetup", "--sector-size=4096", *options, "--find", "--show", backing]
     done = subprocess.run(attach, capture_output=True, check=False, text=True)
     if done.returncode:
         pytest.skip(f"no loop device: {done.stderr}")

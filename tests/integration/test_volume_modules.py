@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
-from conftest import HOST_PYTHON, MIB, Playbook, descendants, qemu_img, virtual_size, wait_for
+from conftest import HOST_PYTHON, MIB, Playbook, descendants, loop_device, qemu_img, virtual_size, wait_for
 
 
 @pytest.fixture
@@ -36,26 +36,6 @@ def web(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield types.SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-
-
-@pytest.fixture
-def loop_device(tmp_path):
-    """Makes a loop device full of zeros; returns the file behind it, and its node."""
-    attached = []
-
-    def attach(size, *options):
-        backing = tmp_path / "backing"
-        backing.write_bytes(bytes(size))
-        command = ["losetup", *options, "--find", "--show", backing]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f"no loop device: {made.stderr}")
-        attached.append(made.stdout.strip())
-        return backing, attached[-1]
-
-    yield attach
-    for device in attached:
-        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def write(path, image_format, pattern, offset="1M"):
@@ -189,24 +169,22 @@ def test_a_removed_disk_can_be_wiped(play, tmp_path):
     assert not play("volume", task)["changed"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
-def test_a_device_is_only_wiped_and_once(play, loop_device):
-    backing, device = loop_device(4 * MIB)
-    with open(device, "r+b") as node:
-        node.seek(2 * MIB)
-        node.write(b"secret")
-    task = f"device: {device}\nstate: absent"
-    for check in (True, False):
-        refused = play("volume", task, check)
-        assert refused["error"] == "volume_invalid" and "wipe: true" in refused["msg"], refused
-    predicted = play("volume", f"{task}\nwipe: true", check=True)
-    assert predicted["msg"].startswith("Would wipe") and b"secret" in backing.read_bytes()
-    wiped = play("volume", f"{task}\nwipe: true")
-    assert wiped["changed"] and wiped["diff"] == predicted["diff"] and backing.read_bytes() == bytes(4 * MIB)
-    for check in (True, False):
-        assert not play("volume", f"{task}\nwipe: true", check)["changed"]
-    play("volume", f"device: {device}\nsize: 1MiB\nformat: qcow2")
-    assert play("volume", f"{task}\nwipe: true")["changed"] and backing.read_bytes() == bytes(4 * MIB)
+def test_a_device_is_only_wiped_and_once(play, tmp_path):
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(2 * MIB) + b"secret" + bytes(2 * MIB - 6))
+    with loop_device(backing) as device:
+        task = f"device: {device}\nstate: absent"
+        for check in (True, False):
+            refused = play("volume", task, check)
+            assert refused["error"] == "volume_invalid" and "wipe: true" in refused["msg"], refused
+        predicted = play("volume", f"{task}\nwipe: true", check=True)
+        assert predicted["msg"].startswith("Would wipe") and b"secret" in backing.read_bytes()
+        wiped = play("volume", f"{task}\nwipe: true")
+        assert wiped["changed"] and wiped["diff"] == predicted["diff"] and backing.read_bytes() == bytes(4 * MIB)
+        for check in (True, False):
+            assert not play("volume", f"{task}\nwipe: true", check)["changed"]
+        play("volume", f"device: {device}\nsize: 1MiB\nformat: qcow2")
+        assert play("volume", f"{task}\nwipe: true")["changed"] and backing.read_bytes() == bytes(4 * MIB)
 
 
 WANTED = Provenance("https://example.org/image", None, "sha512", "00ff", None, "raw")
@@ -492,18 +470,18 @@ def test_what_is_not_there_is_no_error(play, tmp_path):
     assert play("volume_info", f"path: {tmp_path}")["error"] == "volume_invalid"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
-def test_a_read_only_device_is_looked_at_and_not_changed(play, web, loop_device):
-    _backing, device = loop_device(MIB, "--read-only")
+def test_a_read_only_device_is_looked_at_and_not_changed(play, web, tmp_path):
+    (tmp_path / "backing").write_bytes(b"x" * MIB)
     (web.folder / "image").write_bytes(b"y" * MIB)
-    info = play("volume_info", f"device: {device}")
-    assert not info["failed"] and (info["volume"]["size"], info["volume"]["in_use"]) == (MIB, None)
-    image = f"url: {web.url}/image\nsource_format: raw\nallow_unverified: true\noverwrite: always"
-    changes = {"volume": "state: absent\nwipe: true", "volume_extend": "size: 2MiB", "glance_image_import": image}
-    for module, change in changes.items():
-        for check in (True, False):
-            refused = play(module, f"device: {device}\n{change}", check=check)
-            assert refused["error"] == "volume_invalid" and f"{device} is read-only" in refused["msg"]
+    with loop_device(tmp_path / "backing", "--read-only") as device:
+        info = play("volume_info", f"device: {device}")
+        assert not info["failed"] and (info["volume"]["size"], info["volume"]["in_use"]) == (MIB, None)
+        image = f"url: {web.url}/image\nsource_format: raw\nallow_unverified: true\noverwrite: always"
+        changes = {"volume": "state: absent\nwipe: true", "volume_extend": "size: 2MiB", "glance_image_import": image}
+        for module, change in changes.items():
+            for check in (True, False):
+                refused = play(module, f"device: {device}\n{change}", check=check)
+                assert refused["error"] == "volume_invalid" and f"{device} is read-only" in refused["msg"]
 
 
 def test_sizes_holes_and_users_are_told(play, tmp_path):
