@@ -50,7 +50,9 @@ class Disc:
             time.sleep(0.02)
 
     def hold(self, token):
-        (self.folder / "token").write_text(token)
+        draft = self.folder / "token.draft"  # a read that goes on must not see half of it
+        draft.write_text(token)
+        draft.replace(self.folder / "token")
 
     def run(self, command, *options):
         run = ["qemu-io", *options, "-f", "raw", "-c", command, f"nbd+unix:///?socket={self.socket}"]
