@@ -566,6 +566,33 @@ def spare(guest, play):
             virsh("detach-disk", guest.name, disk["target"], "--live", check=False)
 
 
+@pytest.fixture
+def sharing(guest, spare):
+    """A second running guest, which shares its only disk with the first."""
+    name = f"imageferry-sharing-{os.getpid()}"
+    (spare / "sharing").mkdir()
+    define(name, spare / "sharing", {})
+    share = ["--targetbus", "usb", "--mode", "shareable"]
+    try:
+        for owner, plane in ((name, "--config"), (guest.name, "--live")):
+            virsh("attach-disk", owner, spare / "spare", "sda", plane, *share)
+        virsh("start", name)
+        yield name
+    finally:
+        virsh("destroy", name, check=False)
+        virsh("undefine", name, check=False)
+        shutil.rmtree(spare / "sharing")
+
+
+def test_a_disk_that_another_guest_writes_to_is_not_exported(export, glance, guest, spare, sharing):
+    both_run = export(f"path: {spare}/spare\nsource_format: raw\nname: shared")
+    virsh("destroy", sharing)
+    other_runs = export(f"domain: {sharing}\ndisk: sda\nname: shared")
+    for refused in (both_run, other_runs):
+        assert refused["error"] == "volume_in_use" and guest.name in refused["msg"], refused
+    assert not listed(glance, "shared") and export(f"domain: {guest.name}\ndisk: sda\nname: shared")["changed"]
+
+
 def disks_of(guest, *options):
     listed = virsh("domblklist", guest.name, *options).stdout.splitlines()
     return {target: path for target, path in map(str.split, listed) if target not in OWN}

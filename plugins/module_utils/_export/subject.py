@@ -17,6 +17,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     InvalidOption,
     SourceChanged,
     UnsupportedFormat,
+    VolumeInUse,
     VolumeInvalid,
     VolumeNotFound,
 )
@@ -136,21 +137,19 @@ def subjects(params: dict[str, t.Any], rules: Rules, connection: t.Any) -> t.Ite
             disk, path = find_guest_disk(connection, domain, target)
             volume = opened.enter_context(open_volume({"device" if is_device(path) else "path": path}))
             own = rules if disk.format is None else rules._replace(source_format=disk.format)
-            found.append(_find(volume, target, own, connection))
+            found.append(_find(volume, target, own, connection, domain.name()))
         yield found
 
 
-def _find(volume: Volume, name: str, rules: Rules, connection: t.Any) -> Subject:
+def _find(volume: Volume, name: str, rules: Rules, connection: t.Any, owner: str | None = None) -> Subject:
     guests = find_guests(connection, volume.path)
     disk = read_disk(volume, rules.source_format, guests)
     if disk is None:
         raise VolumeNotFound(f"There is no {volume.label}.", "Check the address of the disk that is to be exported.")
-    running = next((guest for guest in guests if guest.running and not guest.backing and not guest.read_only), None)
+    running = _writer(volume, guests, owner, rules)
     if not any(guest.running for guest in guests):  # nobody writes to what guests only read or stand on
         with contextlib.suppress(HasClones):
             volume.check_not_in_use()
-    if running is not None and not rules.live:
-        raise GuestRunning(f"{volume.label} is the disk {running.target} of the running guest {running.guest}.")
     if disk.format not in FORMATS:
         raise UnsupportedFormat(f"{volume.label} is {disk.format}, and can be exported only if it is raw or qcow2.")
     if running is None:
@@ -162,6 +161,25 @@ def _find(volume: Volume, name: str, rules: Rules, connection: t.Any) -> Subject
             "Leave out 'flatten' to export the disk as a guest sees it.",
         )
     return Subject(name, volume, disk, links, running, _snapshot(volume, disk, rules, running))
+
+
+def _writer(volume: Volume, guests: t.Sequence[GuestDisk], owner: str | None, rules: Rules) -> GuestDisk | None:
+    """The running guest that writes to the volume; None when none does.
+
+    :param owner: the one that may; None for any, but only one, as each knows only what itself writes.
+    :raises GuestRunning: there is one, and it was to be left alone.
+    :raises VolumeInUse: another does.
+    """
+    writers = [guest for guest in guests if guest.running and not guest.backing and not guest.read_only]
+    if writers and not rules.live:
+        raise GuestRunning(f"{volume.label} is the disk {writers[0].target} of the running guest {writers[0].guest}.")
+    names = sorted({writer.guest for writer in writers})
+    if names and names != [owner or names[0]]:
+        raise VolumeInUse(
+            f"{volume.label} is shared, and running guests may write to it: {', '.join(names)}.",
+            "Shut down all of them, or all but the one that is exported.",
+        )
+    return writers[0] if writers else None
 
 
 def _above_base(volume: Volume, chain: list[Link], rules: Rules, running: GuestDisk | None) -> list[Link]:

@@ -11,7 +11,11 @@ import hashlib
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import FormatMismatch, SourceChanged
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    FormatMismatch,
+    GuestRunning,
+    SourceChanged,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._export.body import ImageForm, make_body
 from ansible_collections.imageferry.glance.plugins.module_utils._export.recollection import Recollection
 from ansible_collections.imageferry.glance.plugins.module_utils._export.subject import (
@@ -81,13 +85,12 @@ def content_of(params: dict[str, t.Any], connection: t.Any) -> str | None:
     :raises FerryError: it cannot be read.
     """
     size = None if params["content_size"] is None else parse_size(params["content_size"], "content_size")
-    rules = Rules(params["format"], None, flatten=True, live=True, quiesce="never", scratch_dir=None)
-    with subjects({**params, "domain": None}, rules, connection) as [subject]:
-        if subject.guest is not None:
-            return None
+    rules = Rules(params["format"], None, flatten=True, live=False, quiesce="never", scratch_dir=None)
+    with contextlib.suppress(GuestRunning), subjects({**params, "domain": None}, rules, connection) as [subject]:
         if size in (None, subject.virtual_size):
             return _identity(subject, rules, SilentControl(), reread=False)
         return _identity_of_beginning(subject, rules, size)
+    return None
 
 
 def _identity_of_beginning(subject: Subject, rules: Rules, size: int) -> str | None:
