@@ -120,25 +120,35 @@ class Subject(t.NamedTuple):
 
 
 @contextlib.contextmanager
-def subjects(params: dict[str, t.Any], rules: Rules, connection: t.Any) -> t.Iterator[list[Subject]]:
+def subjects(
+    params: dict[str, t.Any], rules: Rules, connection: t.Any, wait: float | None
+) -> t.Iterator[list[Subject]]:
     """The disks that a task's options name.
 
     :param connection: to libvirt, None where there is none.
+    :param wait: the seconds to wait for imports to them, which are kept away from before anything is judged until this
+        ends; None to let them be.
     :raises FerryError: one is not there, or is not one that can be exported.
     """
     with contextlib.ExitStack() as opened:
         if params["domain"] is None:
-            volume = opened.enter_context(open_volume(params))
+            volume = opened.enter_context(_kept(params, wait))
             yield [_find(volume, "", rules, connection)]
             return
         domain = find_guest(connection, params["domain"])
         found = []
         for target in [item["disk"] for item in params["disks"] or [params]]:
             disk, path = find_guest_disk(connection, domain, target)
-            volume = opened.enter_context(open_volume({"device" if is_device(path) else "path": path}))
+            volume = opened.enter_context(_kept({"device" if is_device(path) else "path": path}, wait))
             own = rules if disk.format is None else rules._replace(source_format=disk.format)
             found.append(_find(volume, target, own, connection, domain.name()))
         yield found
+
+
+@contextlib.contextmanager
+def _kept(address: dict[str, t.Any], wait: float | None) -> t.Iterator[Volume]:
+    with open_volume(address) as volume, contextlib.nullcontext() if wait is None else volume.locked(wait):
+        yield volume
 
 
 def _find(volume: Volume, name: str, rules: Rules, connection: t.Any, owner: str | None = None) -> Subject:

@@ -57,9 +57,7 @@ def export_task(module: AnsibleModule) -> dict[str, t.Any]:
     try:
         with contextlib.ExitStack() as held:
             connection = held.enter_context(connected())
-            found = held.enter_context(subjects(params, rules, connection))
-            for subject in found:
-                held.enter_context(subject.volume.locked(params["lock_timeout"]))
+            found = held.enter_context(subjects(params, rules, connection, params["lock_timeout"]))
             if params["_images"] is None:
                 return {"changed": False, "disks": [_describe(params, subject, rules, control) for subject in found]}
             headers = {_STORE: params["stores"][0]} if params["stores"] else {}
@@ -86,7 +84,7 @@ def content_of(params: dict[str, t.Any], connection: t.Any) -> str | None:
     """
     size = None if params["content_size"] is None else parse_size(params["content_size"], "content_size")
     rules = Rules(params["format"], None, flatten=True, live=False, quiesce="never", scratch_dir=None)
-    with contextlib.suppress(GuestRunning), subjects({**params, "domain": None}, rules, connection) as [subject]:
+    with contextlib.suppress(GuestRunning), subjects({**params, "domain": None}, rules, connection, None) as [subject]:
         if size in (None, subject.virtual_size):
             return _identity(subject, rules, SilentControl(), reread=False)
         return _identity_of_beginning(subject, rules, size)

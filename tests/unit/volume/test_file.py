@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import stat
+import subprocess
 import threading
 
 import pytest
@@ -317,3 +318,11 @@ def test_a_file_that_is_not_wiped_to_its_end_is_not_taken_for_whole(mount, kind)
         assert volume.provenance() is None
         volume.remove(wipe=True)
     assert os.listdir(folder) == []
+
+
+def test_where_nobody_can_import_nobody_is_kept_away(mount):
+    folder = mount("tmpfs")
+    (folder / "disk").write_bytes(CONTENT)
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    with FileVolume(str(folder / "disk")) as volume, volume.locked(0):
+        assert os.listdir(folder) == ["disk"]
