@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 import sample_images
 import yaml
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from conftest import (
     HOST_PYTHON,
     MIB,
@@ -560,10 +562,9 @@ def spare(guest, play):
     play("volume", f"path: {guest.folder}/known\nformat: qcow2\nsize: 1MiB")
     qemu_img("create", "-f", "qcow2", guest.folder / "foreign", "1M")
     yield guest.folder
-    for disk in play("guest_disk_info", f"guest: {guest.name}")["disks"]:
-        if disk["target"] not in OWN:
-            virsh("detach-disk", guest.name, disk["target"], "--config", check=False)
-            virsh("detach-disk", guest.name, disk["target"], "--live", check=False)
+    for target in {**disks_of(guest), **disks_of(guest, "--inactive")}:
+        virsh("detach-disk", guest.name, target, "--config", check=False)
+        virsh("detach-disk", guest.name, target, "--live", check=False)
 
 
 @pytest.fixture
@@ -621,6 +622,23 @@ def test_a_running_guest_gets_a_disk_and_lets_it_go(play, guest, spare):
 
     change(play, f"guest: {guest.name}\ntarget: sda\nstate: detached")
     assert disks_of(guest) == disks_of(guest, "--inactive") == {} and (spare / "known").exists()
+
+
+def test_a_disk_is_detached_from_wherever_the_guest_has_it(play, guest, spare):
+    for path, target, plane in (("spare", "sda", "--live"), ("other", "sda", "--config"), ("spare", "sdb", "--config")):
+        virsh("attach-disk", guest.name, spare / path, target, plane, "--targetbus", "usb")
+    change(play, f"guest: {guest.name}\npath: {spare}/spare\nstate: detached")
+    assert disks_of(guest) == {} and disks_of(guest, "--inactive") == {"sda": f"{spare}/other"}
+
+
+def test_a_disk_that_is_attached_meanwhile_is_attached_once(play, guest, spare):
+    task = f"guest: {guest.name}\npath: {spare}/spare\nbus: usb"
+    with FileVolume(f"{spare}/spare") as volume, concurrent.futures.ThreadPoolExecutor() as others:
+        with volume.locked(0):
+            late = others.submit(play, "guest_disk", task)
+            time.sleep(1)  # nothing shows that it waits; should it not do so yet, it has nothing to do either
+            virsh("attach-disk", guest.name, spare / "spare", "sda", "--persistent", "--targetbus", "usb")
+        assert late.result().get("changed") is False and disks_of(guest) == {"sda": f"{spare}/spare"}, late.result()
 
 
 def test_a_disk_that_is_somebody_elses_is_not_attached(play, guest, spare, counting_guest):

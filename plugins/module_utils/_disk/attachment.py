@@ -43,12 +43,13 @@ class Attachment(t.NamedTuple):
     """What is to be done.
 
     :param drive: the disk; None when there is none to detach.
-    :param planes: where it is to be attached or detached, see L(planes_of); nowhere when nothing is to be done.
+    :param planes: where it is to be attached or detached, see L(planes_of), and what it is there, as a running guest
+        may have it elsewhere than its definition does; nowhere when nothing is to be done.
     :param was_there: whether the guest has it already, if only in its definition or only until it is shut off.
     """
 
     drive: Drive | None
-    planes: list[bool]
+    planes: dict[bool, Drive]
     was_there: bool
 
 
@@ -79,7 +80,7 @@ class GuestDisks:
         missing = [live for live in self._planes if live not in there]
         for live in missing:
             self._check_target_free(drive.target, live)
-        return Attachment(drive, missing, bool(there))
+        return Attachment(drive, dict.fromkeys(missing, drive), bool(there))
 
     def plan_detaching(self, path: str | None, target: str | None) -> Attachment:
         """Decides what is to be done for the guest not to have a disk; changes nothing.
@@ -98,7 +99,7 @@ class GuestDisks:
                     f"{_describe(drive)}.", "See imageferry.glance.guest_disk_info for what is where."
                 )  # fmt: skip
             found[live] = drive
-        return Attachment(next(iter(found.values()), None), list(found), bool(found))
+        return Attachment(next(iter(found.values()), None), found, bool(found))
 
     def _holding(self, path: str | None, live: bool) -> Drive | None:
         disks = [drive for drive in self._planes[live] if drive.device in _DISKS]

@@ -54,7 +54,7 @@ def _attach(module: AnsibleModule, connection: t.Any, domain: t.Any, volume: Vol
         with volume.locked(_WAIT):  # an import may have begun meanwhile
             volume.activate()  # libvirt does not; and whose disk it is shows only then
             plan = GuestDisks(connection, domain).plan_attaching(volume, wish)
-            if plan.drive:
+            if plan.planes and plan.drive:
                 attach(domain, plan.planes, describe_disk(plan.drive, volume.is_block))
     target = plan.drive.target if plan.drive else ""
     done = "Would attach" if module.check_mode else "Attached"
@@ -72,7 +72,7 @@ def _detach(module: AnsibleModule, connection: t.Any, domain: t.Any, volume: Vol
         what = volume.label if volume else f"disk {target}"
         return _result(domain, plan, f"Nothing to do: the guest {domain.name()} has no {what}.", None, None)
     if not module.check_mode:
-        detach(domain, plan.planes, plan.drive.target, module.params["timeout"])
+        detach(domain, {live: drive.target for live, drive in plan.planes.items()}, module.params["timeout"])
     done = "Would detach" if module.check_mode else "Detached"
     msg = f"{done} {plan.drive.target} from the guest {domain.name()}{_only(plan)}."
     return _result(domain, plan, msg, plan.drive, None)
@@ -82,7 +82,7 @@ def _only(plan: Attachment) -> str:
     """Where alone something is done, as the rest was done before."""
     if len(plan.planes) != 1 or not plan.was_there:
         return ""
-    return " as it runs" if plan.planes[0] else " in its definition"
+    return " as it runs" if True in plan.planes else " in its definition"
 
 
 def _result(domain: t.Any, plan: Attachment, msg: str, before: Drive | None, after: Drive | None) -> dict[str, t.Any]:

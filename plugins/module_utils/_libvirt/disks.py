@@ -54,14 +54,15 @@ def attach(domain: t.Any, planes: t.Iterable[bool], described: str) -> None:
         domain.attachDeviceFlags(described, _flags(planes))
 
 
-def detach(domain: t.Any, planes: t.Sequence[bool], target: str, timeout: float) -> None:
-    """Takes the disk at C(target) from a guest, and waits until one that runs has let go of it.
+def detach(domain: t.Any, targets: t.Mapping[bool, str], timeout: float) -> None:
+    """Takes a disk from a guest, and waits until one that runs has let go of it.
 
+    :param targets: where the disk is, see L(planes_of), and at which target there.
     :param timeout: the seconds to wait for that.
     :raises GuestKeepsDisk: it took longer.
     :raises GuestRefused: libvirt or QEMU refuses.
     """
-    for live in planes:
+    for live, target in targets.items():
         element = find_element(domain, target, live)
         if element is None:
             continue
