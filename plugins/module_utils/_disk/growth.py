@@ -81,6 +81,8 @@ def plan_growth(
     :param headroom: the room that a qcow2 on a block device is to have, see L(size_on_block).
     :raises VolumeNotFound: there is nothing to grow.
     :raises VolumeInUse: somebody uses it that cannot be told.
+    :raises NoSpace: its volume group has not so much room.
+    :raises VolumeInvalid: it is a device that is too small, or may not be changed, see L(check_can_change).
     :raises InvalidOption, UnsupportedFormat, UnsafeImage: see L(check_can_change).
     """
     guests = find_guests(connection, volume.path)

@@ -75,6 +75,8 @@ def _describe(place: dict[str, str], connection: t.Any) -> Facts | None:
     try:
         with open_volume(address) as volume:
             facts = _look(volume, connection)
+    except FileNotFoundError:  # it was removed meanwhile
+        return None
     except FerryError as err:
         unknown = {"exists": True, "unfinished": False, "imported": False, "provenance": None}
         return None if "path" in place else {"type": "lv", **place, **unknown, "error": err.result()}

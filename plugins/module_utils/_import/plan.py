@@ -42,7 +42,7 @@ def make_plan(request: ImportRequest, volume: Volume) -> Plan:
 
     :raises VolumeExists: something else is there, and may not be replaced.
     :raises VolumeInUse: what is there would have to be replaced, and is in use.
-    :raises VolumeInvalid: what is there is not a file.
+    :raises VolumeInvalid: what is there can be no volume of this kind.
     :raises Unverifiable, MissingDependency: see L(check_can_fetch).
     """
     plan = _decide(request, volume)
@@ -118,7 +118,8 @@ def carry_out(
     """Does what L(make_plan) decides, and returns it with what was received.
 
     :param open_source: called only if there is anything to receive.
-    :raises FerryError: it failed; what was there before is untouched, and at most a part to go on with is left.
+    :raises FerryError: it failed; a file that was there before is untouched, a device is marked as unfinished from its
+        first byte on; at most a part to go on with is left.
     """
     plan = make_plan(request, volume)
     if plan.action in ("adopt", "grow"):

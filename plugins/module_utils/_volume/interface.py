@@ -101,7 +101,10 @@ class Volume(t.Protocol):
         """
 
     def provenance(self) -> Provenance | None:
-        """Which image it holds, as far as is known; None also while one is being written."""
+        """Which image it holds, as far as is known; None also while one is being written.
+
+        :raises FileNotFoundError: it is not there.
+        """
 
     def is_unfinished(self) -> bool:
         """Whether an import to it was begun and not completed, so that its content is nobody's."""
@@ -110,10 +113,16 @@ class Volume(t.Protocol):
         """What was to be written to it by a run that was not completed; None also when this host does not know it."""
 
     def is_blank(self) -> bool:
-        """Whether it is a block device with nothing on it, as its first and last MiB are zeros."""
+        """Whether it is a block device with nothing on it, as its first and last MiB are zeros.
+
+        :raises FileNotFoundError: it is not there.
+        """
 
     def open(self) -> contextlib.AbstractContextManager[int]:
-        """What is there, open for reading."""
+        """What is there, open for reading.
+
+        :raises FileNotFoundError: nothing is.
+        """
 
     def activate(self) -> None:
         """Has what is there be ready for other programs to open it by C(path)."""

@@ -36,6 +36,7 @@ class PoolVolume:
     :param mode: the permission bits of a new file.
     :param preallocation: the storage of a new file; see L(FileVolume).
     :raises VolumeInvalid: there is no such pool, or it is not active, or it cannot have such a volume.
+    :raises InvalidOption: C(thin_pool) is named, and the pool has no logical volumes.
     :raises MissingDependency: libvirt's Python library is not installed.
     """
 
