@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import http.server
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -523,6 +525,52 @@ def test_a_guest_reads_an_image_where_glance_holds_it(disc, guest, isos):
     assert disc(f"path: {isos['ipxe']}\nstate: renewed")["error"] == "invalid_option"
     assert disc("cloud: demo\nimage: no-iso")["error"] == "unsupported_format"
     assert disc("cloud: demo")["error"] == "invalid_option"
+
+
+@pytest.fixture
+def on_host(libraries):
+    """Runs a piece of Python as a host does, and returns what it prints."""
+
+    def on_host(program, *arguments):
+        return subprocess.run(
+            [HOST_PYTHON, "-c", program, *arguments], env={**os.environ, "PYTHONPATH": str(libraries)}, check=True,
+            capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    return on_host
+
+
+SERVED = """
+import socket, sys
+import libvirt
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import TransferFailed
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.served_disc import Disc, ServedDisc
+guest, url = sys.argv[1:]
+place = ServedDisc(libvirt.open("qemu:///system").lookupByName(guest), "hdc", "an-id", "disc")
+socket.socket(socket.AF_UNIX).bind(place.claim.socket)
+try:
+    place.serve(Disc("an-id", "disc", url, 1 << 20, True, "token", {}))
+except TransferFailed as err:
+    print(err.what)
+"""
+
+
+def test_what_a_killed_server_left_is_not_taken_for_the_next_one(guest, on_host):
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(0.5)
+            self.send_error(404)
+
+        def log_message(self, *_arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Slow) as glance:
+        threading.Thread(target=glance.serve_forever).start()
+        try:
+            assert "Glance answered 404" in on_host(SERVED, guest.name, f"http://127.0.0.1:{glance.server_port}/")
+        finally:
+            glance.shutdown()
+    assert not serving()
 
 
 def test_a_token_is_renewed_for_a_while(guest, isos, tmp_path):

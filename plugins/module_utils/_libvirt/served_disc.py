@@ -72,6 +72,7 @@ class ServedDisc:
     """The place of a disc in a drive of a running guest, served or not yet.
 
     :param target: of the drive.
+    :raises GuestRefused: libvirt's folder of the guest is not found.
     """
 
     def __init__(self, domain: t.Any, target: str, image_id: str, name: str) -> None:
@@ -107,8 +108,11 @@ class ServedDisc:
         """Starts to serve it, until it is ended, or its guest has gone.
 
         :raises TransferFailed: Glance does not give it to this host.
+        :raises GuestRefused: the guest's QEMU is not found.
         """
         _end(self._folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.claim.socket)  # that of a server which was killed
         os.mkdir(self._folder, 0o700)
         try:
             self._start(disc)
