@@ -718,6 +718,35 @@ def test_a_guest_that_holds_on_to_its_disk_is_told_of(play, guest, spare):
         assert kept["error"] == "guest_keeps_disk" and disks_of(guest), kept["msg"]
 
 
+FOUND = """
+import json, sys
+import libvirt
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError
+from ansible_collections.imageferry.glance.plugins.module_utils._export.subject import Rules, subjects
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
+name, path = sys.argv[1:]
+connection = libvirt.open("qemu:///system")
+print(json.dumps([disk.target for disk in find_guests(connection, path)]))
+try:
+    rules = Rules(None, None, True, True, "never", None)
+    with subjects({"domain": name, "disk": "sda", "disks": None}, rules, connection, None):
+        pass
+except FerryError as err:
+    print(err.what)
+"""
+
+
+def test_a_logical_volume_that_is_not_active_is_the_guests_all_the_same(libvirt, on_host, tmp_path):
+    name, path = f"imageferry-off-{os.getpid()}", "/dev/imageferry-none/lv"
+    define(name, tmp_path, {})
+    try:
+        virsh("attach-disk", name, path, "sda", "--config", "--sourcetype", "block", "--targetbus", "usb")
+        found, refused = on_host(FOUND, name, path).splitlines()
+    finally:
+        virsh("undefine", name)
+    assert json.loads(found) == ["sda"] and refused == f"There is no device {path}."
+
+
 def test_the_disk_of_a_guest_that_is_off_grows(play, guest):
     path = guest.folder / "qcow2"
     virsh("destroy", guest.name)

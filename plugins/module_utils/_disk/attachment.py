@@ -21,7 +21,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.disks i
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import (
     Drive,
     find_guests,
-    identity,
+    is_same,
     list_drives,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
@@ -139,10 +139,7 @@ class GuestDisks:
 
 
 def _is_at(drive: Drive, path: str) -> bool:
-    if drive.path is None or drive.path == path:
-        return drive.path is not None
-    found = identity(path)
-    return found is not None and found == identity(drive.path)
+    return drive.path is not None and is_same(drive.path, path)
 
 
 def _describe(drive: Drive) -> str:

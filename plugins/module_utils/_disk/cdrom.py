@@ -25,7 +25,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.disks i
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import (
     find_element,
     find_guest,
-    identity,
+    is_same,
     list_drives,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.served_disc import Disc, ServedDisc
@@ -188,7 +188,7 @@ class _Task:
             return True
         drive = element.find("target")
         is_open = drive is not None and drive.get("tray") == "open"
-        return held is not None and identity(held) == identity(path) and not is_open
+        return held is not None and is_same(held, path) and not is_open
 
     def _result(self, changed: bool, medium: Medium | None, done: str, already: str) -> dict[str, t.Any]:
         guest = self._domain.name()

@@ -139,10 +139,16 @@ def subjects(
         found = []
         for target in [item["disk"] for item in params["disks"] or [params]]:
             disk, path = find_guest_disk(connection, domain, target)
-            volume = opened.enter_context(_kept({"device" if is_device(path) else "path": path}, wait))
+            volume = opened.enter_context(_kept(_address(path), wait))
             own = rules if disk.format is None else rules._replace(source_format=disk.format)
             found.append(_find(volume, target, own, connection, domain.name()))
         yield found
+
+
+def _address(path: str) -> dict[str, t.Any]:
+    """What a guest's disk lies on, in the words of the options; a logical volume that is not active has no node."""
+    is_block = is_device(path) or (path.startswith("/dev/") and not os.path.exists(path))
+    return {"device" if is_block else "path": path}
 
 
 @contextlib.contextmanager

@@ -89,10 +89,8 @@ def find_element(domain: t.Any, target: str, live: bool) -> ET.Element | None:
 
 def find_guests(connection: t.Any, path: str) -> list[GuestDisk]:
     """The disks of all guests, running or only defined, that lie in the file or device at C(path), by name."""
-    wanted = identity(path)
-    if connection is None or wanted is None:
-        return []
-    found = [disk for domain in _domains(connection) for disk in _disks(connection, domain, wanted)]
+    domains = _domains(connection) if connection is not None else []
+    found = [disk for domain in domains for disk in _disks(connection, domain, path)]
     return sorted(found, key=lambda disk: (disk.guest, disk.target))
 
 
@@ -105,6 +103,12 @@ def identity(path: str) -> tuple[str, int, int] | None:
     if stat.S_ISBLK(found.st_mode):
         return "device", found.st_rdev, 0
     return "file", found.st_dev, found.st_ino
+
+
+def is_same(path: str, other: str) -> bool:
+    """Whether two paths lead to the same file or block device; a logical volume that is not active has just a path."""
+    found = identity(path)
+    return path == other or (found is not None and found == identity(other))
 
 
 def find_guest(connection: t.Any, name: str) -> t.Any:
@@ -178,12 +182,12 @@ def _domains(connection: t.Any) -> list[t.Any]:
         return []
 
 
-def _disks(connection: t.Any, domain: t.Any, wanted: tuple[str, int, int]) -> t.Iterator[GuestDisk]:
+def _disks(connection: t.Any, domain: t.Any, wanted: str) -> t.Iterator[GuestDisk]:
     for element, disk in _described(domain):
         layer: ET.Element | None = element
         while layer is not None:
             path = _source_path(connection, layer.find("source"))
-            if path is not None and identity(path) == wanted:
+            if path is not None and is_same(path, wanted):
                 own = layer is element
                 yield disk if own else disk._replace(format=_attribute(layer, "format", "type"), backing=True)
             layer = layer.find("backingStore")
