@@ -25,6 +25,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.disks i
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import (
     find_element,
     find_guest,
+    is_open,
     is_same,
     list_drives,
 )
@@ -186,9 +187,7 @@ class _Task:
         element, held = find_element(self._domain, self._target, live), self._path(live)
         if element is None:
             return True
-        drive = element.find("target")
-        is_open = drive is not None and drive.get("tray") == "open"
-        return held is not None and is_same(held, path) and not is_open
+        return held is not None and is_same(held, path) and not is_open(element)
 
     def _result(self, changed: bool, medium: Medium | None, done: str, already: str) -> dict[str, t.Any]:
         guest = self._domain.name()

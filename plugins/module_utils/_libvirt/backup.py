@@ -19,13 +19,14 @@ import xml.etree.ElementTree as ET
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     BackupRefused,
+    GuestRefused,
     InvalidOption,
     NoSpace,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.claim import Claim, abandoned
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import RUN, owner_of_qemu
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 
-_RUN = "/run/libvirt/qemu"  # where a confined QEMU may make sockets
 _PREFIX = "imageferry-backup-"
 _FOR_DEVICES = "/var/lib/libvirt/images"
 _AGENT = "org.qemu.guest_agent.0"
@@ -127,7 +128,7 @@ def _check_room(domain: t.Any, scratch: t.Mapping[str, str]) -> None:
 
 def _folder(claim: Claim) -> str:
     """Where QEMU makes its socket."""
-    return os.path.join(_RUN, _PREFIX + claim.token)
+    return os.path.join(RUN, _PREFIX + claim.token)
 
 
 def _socket(claim: Claim) -> str:
@@ -139,10 +140,9 @@ def _make_socket_place(claim: Claim, domain: t.Any) -> str:
     folder = _folder(claim)
     os.mkdir(folder, 0o700)
     try:
-        with open(f"/run/libvirt/qemu/{domain.name()}.pid", encoding="ascii") as file:
-            owner = os.stat(f"/proc/{int(file.read())}")
-    except (OSError, ValueError) as err:
-        raise BackupRefused(f"The QEMU of the guest {domain.name()} is not found: {err}.") from err
+        owner = owner_of_qemu(domain)
+    except GuestRefused as err:
+        raise BackupRefused(err.what) from err
     os.chown(folder, owner.st_uid, owner.st_gid)
     return _socket(claim)
 

@@ -13,7 +13,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import GuestKeepsDisk, GuestRefused
-from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import Drive, find_element
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import Drive, find_element, is_open
 
 _PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd"}
 BUSES = tuple(_PREFIXES)
@@ -103,10 +103,11 @@ def change_medium(domain: t.Any, planes: t.Iterable[bool], target: str, medium: 
         if element is None:
             continue
         flags = _flags([live]) | (libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE if force and live else 0)
-        drive = element.find("target")
-        is_open = drive is not None and drive.attrib.pop("tray", None) == "open"
+        was_open = is_open(element)
+        for drive in element.findall("target"):
+            drive.attrib.pop("tray", None)
         # A medium that libvirt takes to be there is not inserted again, and a drive that the guest opened stays so.
-        for content in [None, medium] if is_open and medium is not None else [medium]:
+        for content in [None, medium] if was_open and medium is not None else [medium]:
             _fill(element, content)
             with _refusals(domain, f"change the medium in {target} of"):
                 domain.updateDeviceFlags(ET.tostring(element, encoding="unicode"), flags)

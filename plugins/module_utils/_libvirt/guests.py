@@ -13,9 +13,13 @@ import xml.etree.ElementTree as ET
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     GuestNotFound,
+    GuestRefused,
     StorageError,
     VolumeInvalid,
 )
+
+RUN = "/run/libvirt/qemu"
+"""Where libvirt notes its QEMUs, and where a confined one may make sockets."""
 
 
 class GuestDisk(t.NamedTuple):
@@ -80,6 +84,23 @@ def list_drives(connection: t.Any, domain: t.Any, live: bool = True) -> list[Dri
         )
         for element, disk in _described(domain, live)
     ]
+
+
+def is_open(element: ET.Element) -> bool:
+    """Whether the drive of an element is open."""
+    return _attribute(element, "target", "tray") == "open"
+
+
+def owner_of_qemu(domain: t.Any) -> os.stat_result:
+    """What says who runs the QEMU of a running guest.
+
+    :raises GuestRefused: it is not found.
+    """
+    try:
+        with open(f"{RUN}/{domain.name()}.pid", encoding="ascii") as file:
+            return os.stat(f"/proc/{int(file.read())}")
+    except (OSError, ValueError) as err:
+        raise GuestRefused(f"The QEMU of the guest {domain.name()} is not found: {err}.") from err
 
 
 def find_element(domain: t.Any, target: str, live: bool) -> ET.Element | None:

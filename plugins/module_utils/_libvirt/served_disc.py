@@ -25,10 +25,14 @@ import xml.etree.ElementTree as ET
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import GuestRefused, TransferFailed
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt import disc_server
-from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_element
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import (
+    RUN,
+    find_element,
+    is_open,
+    owner_of_qemu,
+)
 
-_RUN = "/run/libvirt/qemu"
-_PREFIX = f"{_RUN}/imageferry-cdrom-"
+_PREFIX = f"{RUN}/imageferry-cdrom-"
 _OF_GUEST = "/var/lib/libvirt/qemu/domain-{}-*"
 _CLAIM, _LOG, _PROGRAM = "claim", "log", "server.py"
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
@@ -146,7 +150,7 @@ class ServedDisc:
                 start_new_session=True,
             )
         self._wait_until_served(process, log)
-        owner = _owner_of_qemu(self._domain)
+        owner = owner_of_qemu(self._domain)
         os.lchown(self.claim.socket, owner.st_uid, owner.st_gid)  # QEMU may put a link in its place
 
     def _wait_until_served(self, process: subprocess.Popen[bytes], log: str) -> None:
@@ -188,7 +192,7 @@ def end_unused(connection: t.Any) -> None:
 @contextlib.contextmanager
 def alone() -> t.Iterator[None]:
     """Keeps others from starting and ending discs on this host until this ends."""
-    os.makedirs(_RUN, exist_ok=True)
+    os.makedirs(RUN, exist_ok=True)
     with open(os.open(f"{_PREFIX}lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -209,9 +213,9 @@ def _is_used(domain: t.Any, claim: Claim) -> bool:
         return False
     element = find_element(domain, claim.target, live=True)
     host = element.find("source/host") if element is not None else None
-    drive = element.find("target") if element is not None else None
-    is_open = drive is not None and drive.get("tray") == "open"
-    return host is not None and host.get("socket") == claim.socket and not is_open
+    if element is None or host is None:
+        return False
+    return host.get("socket") == claim.socket and not is_open(element)
 
 
 def _is_alive(folder: str) -> bool:
@@ -246,14 +250,6 @@ def _folder_of_guest(domain: t.Any) -> str:
             "See that libvirt runs this guest in its system instance.",
         )
     return found[0]
-
-
-def _owner_of_qemu(domain: t.Any) -> os.stat_result:
-    try:
-        with open(f"{_RUN}/{domain.name()}.pid", encoding="ascii") as file:
-            return os.stat(f"/proc/{int(file.read())}")
-    except (OSError, ValueError) as err:
-        raise GuestRefused(f"The QEMU of the guest {domain.name()} is not found: {err}.") from err
 
 
 def _write(path: str, text: str) -> None:
