@@ -31,7 +31,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image import qe
 from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import read_backing
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import detect
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options, require_qemu_img
-from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, identity
+from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, is_same
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import round_up
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_writer import device_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, note_clone
@@ -190,7 +190,7 @@ def _check_is_wanted(volume: Volume, disk: Disk, wanted: Wanted, base: Base | No
             raise VolumeExists(f"{volume.label} exists, and is no clone of {base.volume.label}.", remedy)
         return
     below = read_backing(disk.head, os.path.dirname(os.path.realpath(volume.path))) if disk.format == "qcow2" else None
-    if base is not None and (below is None or identity(below.path) != identity(base.volume.path)):
+    if base is not None and (below is None or not is_same(below.path, base.volume.path)):
         raise VolumeExists(f"{volume.label} exists, and is no clone of {base.volume.label}.", remedy)
     if base is None and below is not None:
         raise VolumeExists(f"{volume.label} exists, and is laid over {below.path}.", remedy)
