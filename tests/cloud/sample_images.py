@@ -242,8 +242,9 @@ SYSTEM_OPTIONS = (
     "--dpkgopt=path-exclude=/usr/share/man/*",
     '--customize-hook=echo ferry > "$1/etc/hostname"',
     '--customize-hook=echo "LABEL=imageferry / ext4 defaults 0 0" > "$1/etc/fstab"',
-    # A machine that is emulated by an emulated one takes minutes to find its serial port.
-    """--customize-hook=printf '[Manager]\\nDefaultDeviceTimeoutSec=infinity\\n' >>"$1/etc/systemd/system.conf\"""",
+    # On a machine that is emulated by an emulated one, all takes minutes.
+    """--customize-hook=printf '[Manager]\\n%s\\n' DefaultTimeoutStartSec=infinity DefaultDeviceTimeoutSec=infinity \\
+        >>"$1/etc/systemd/system.conf\"""",
     # Nobody can log in over a network: there is no server, and no network is configured.
     '--customize-hook=chroot "$1" passwd --delete root',
 )
