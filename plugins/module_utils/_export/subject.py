@@ -153,7 +153,9 @@ def _address(path: str) -> dict[str, t.Any]:
 
 @contextlib.contextmanager
 def _kept(address: dict[str, t.Any], wait: float | None) -> t.Iterator[Volume]:
-    with open_volume(address) as volume, contextlib.nullcontext() if wait is None else volume.locked(wait):
+    with open_volume(address) as volume, contextlib.ExitStack() as kept:
+        if wait is not None:
+            kept.enter_context(volume.locked(wait))
         yield volume
 
 
