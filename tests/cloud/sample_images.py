@@ -245,6 +245,9 @@ SYSTEM_OPTIONS = (
     # On a machine that is emulated by an emulated one, all takes minutes.
     """--customize-hook=printf '[Manager]\\n%s\\n' DefaultTimeoutStartSec=infinity DefaultDeviceTimeoutSec=infinity \\
         >>"$1/etc/systemd/system.conf\"""",
+    # The usual prompt of a serial port waits until udev has found the port; this one needs only the kernel's console.
+    '--customize-hook=chroot "$1" systemctl enable console-getty.service',
+    '--customize-hook=chroot "$1" systemctl disable getty@tty1.service',
     # Nobody can log in over a network: there is no server, and no network is configured.
     '--customize-hook=chroot "$1" passwd --delete root',
 )
@@ -260,7 +263,8 @@ GRUB_CONFIG = """\
 serial --unit=0 --speed=115200
 terminal_output serial
 set root=(hd0,msdos1)
-linux /vmlinuz root=LABEL=imageferry rw console=ttyS0 quiet systemd.show_status=false mitigations=off
+linux /vmlinuz root=LABEL=imageferry rw console=ttyS0 quiet mitigations=off \
+    systemd.show_status=false systemd.getty_auto=no
 initrd /initrd.img
 boot
 """
