@@ -9,14 +9,9 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import backup_info_spec
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
-from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
-    GUEST,
-    Point,
-    backup_images,
-    parse_time,
-    points,
-)
+from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import GUEST, Point, backup_images, points
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import parse_time
 
 
 class ActionModule(FerryAction):

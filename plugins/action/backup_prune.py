@@ -21,11 +21,11 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
     backup_images,
     doomed,
     let_go,
-    now,
     points,
     times_of,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import now
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _COUNTS = ("last", "daily", "weekly", "monthly")

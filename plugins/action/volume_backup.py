@@ -14,15 +14,10 @@ from ansible_collections.imageferry.glance.plugins.module_utils._arguments impor
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import GuestNotFound
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
-from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
-    Address,
-    BackupExport,
-    format_time,
-    now,
-    parse_time,
-)
+from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import Address, BackupExport
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export_run import run_export
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import format_time, now, parse_time
 
 
 class ActionModule(FerryAction):

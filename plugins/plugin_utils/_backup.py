@@ -15,11 +15,12 @@ import json
 import typing as t
 from dataclasses import replace
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageNotFound, InvalidOption
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import ImageNotFound
 from ansible_collections.imageferry.glance.plugins.plugin_utils import _record
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._export import CONTENT, Export, Surveyed
 from ansible_collections.imageferry.glance.plugins.plugin_utils._image_spec import Image, ImageSpec, plan_update
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import format_time, parse_time
 
 _PREFIX = "owner_specified.imageferry.backup."
 SET, HOST, DISK = f"{_PREFIX}set", f"{_PREFIX}host", f"{_PREFIX}disk"
@@ -35,7 +36,6 @@ GUEST = f"{_PREFIX}guest"
 SEEN = f"{_PREFIX}seen"
 """The last day on which a run found the disk to hold this content."""
 
-_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _LONGEST_NAME = 255  # Image API v2
 
 
@@ -73,30 +73,6 @@ class Point(t.NamedTuple):
             **{name: image.get(name) for name in shown},
             "virtual_size": int(image[SIZE]) if SIZE in image else None,
         }
-
-
-def parse_time(text: str, option: str = "time") -> datetime.datetime:
-    """A moment as ISO 8601 writes it; UTC where it does not say.
-
-    :raises InvalidOption: it is none.
-    """
-    try:
-        moment = datetime.datetime.fromisoformat(text.strip().upper().replace("Z", "+00:00"))
-    except ValueError as err:
-        raise InvalidOption(
-            f"'{option}: {text}' is no moment.", "Write one such as 2026-01-31T12:00:00Z or 2026-01-31."
-        ) from err
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
-
-
-def format_time(moment: datetime.datetime) -> str:
-    """The moment in UTC, to the second."""
-    return moment.astimezone(datetime.timezone.utc).strftime(_FORMAT)
-
-
-def now() -> datetime.datetime:
-    """The present moment."""
-    return datetime.datetime.now(datetime.timezone.utc)
 
 
 def times_of(image: Image) -> list[str]:

@@ -10,30 +10,42 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     AmbiguousImage,
+    DamagedImage,
     FerryError,
+    FormatMismatch,
     ImageNotFound,
     ImageNotReady,
+    ImageTooLarge,
+    MissingDependency,
+    UnsafeImage,
+    UnsupportedFormat,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import SOURCE_FORMATS
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_size
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import IMAGE_ID
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import format_time, parse_time
 
 Image = dict[str, t.Any]
 
 _PAGE = 200
+_BOUNDS = ("created_after", "created_before", "updated_after", "updated_before")
+_FAULTS = (DamagedImage, FormatMismatch, ImageTooLarge, UnsafeImage, UnsupportedFormat)
+"""What is wrong with an image itself; other errors only keep it from being judged."""
 
 
 def list_images(cloud: Cloud, query: t.Mapping[str, t.Any]) -> t.Iterator[Image]:
     """Every image that matches Glance's own C(query), with Glance's own fields, page by page."""
     path: str | None = "/images"
-    if "name" in query:  # Glance takes what is before a colon for an operator, and has none for a name alone
-        query = {**query, "name": f"eq:{query['name']}"}
+    name = query.get("name")
+    if name is not None:  # Glance takes what is before a colon for an operator, and has none for a name alone
+        query = {**query, "name": f"eq:{name}"}
     options: dict[str, t.Any] = {"params": {"limit": _PAGE, **query}}
     while path:
         page = cloud.get(path, **options).json()
-        yield from page["images"]
+        # Glance's database may tell neither Debian from debian nor a name from one with a blank behind it.
+        yield from (image for image in page["images"] if name in (None, image["name"]))
         following = page.get("next")
         path, options = (following.removeprefix("/v2") if following else None), {}
 
@@ -52,6 +64,7 @@ def find_image(cloud: Cloud, name_or_id: str, latest: bool) -> Image:
     else:
         images = list(list_images(cloud, {"name": name_or_id, "sort": "created_at:desc"}))
     active = [image for image in images if image["status"] == "active"]
+    told = ("id", "name", "created_at", "size", "status")
     if len(active) == 1 or (active and latest):
         return active[0]
     if active:
@@ -59,7 +72,7 @@ def find_image(cloud: Cloud, name_or_id: str, latest: bool) -> Image:
             f"{len(active)} active images are called '{name_or_id}': "
             + "; ".join(f"{image['id']} of {image['created_at']}" for image in active)
             + ".",
-            candidates=[{key: image[key] for key in ("id", "name", "created_at", "size")} for image in active],
+            candidates=[{key: image[key] for key in told} for image in active],
         )
     if images:
         raise ImageNotReady(f"The image '{name_or_id}' is {images[0]['status']}, not active.")
@@ -71,6 +84,7 @@ def discover(cloud: Cloud, wanted: t.Mapping[str, t.Any]) -> list[Image]:
 
     :param wanted: the options of L(discovery_spec), as validated.
     """
+    wanted = {**wanted, **{option: parse_time(wanted[option], option) for option in _BOUNDS if wanted[option]}}
     query = _query(wanted)
     if wanted["image"] and IMAGE_ID.fullmatch(wanted["image"]):
         query["id"] = wanted["image"]
@@ -99,7 +113,7 @@ def _query(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         query["tag"] = wanted["tags"]
     for date in ("created", "updated"):
         if wanted[f"{date}_after"]:
-            query[f"{date}_at"] = f"gte:{wanted[f'{date}_after']}"
+            query[f"{date}_at"] = f"gte:{format_time(wanted[f'{date}_after'])}"
     if wanted["name"] and not set(wanted["name"]) & set("*?["):
         query["name"] = wanted["name"]
     return query
@@ -111,7 +125,7 @@ def _matches(image: Image, wanted: t.Mapping[str, t.Any]) -> bool:
     if wanted["name"] and not fnmatch.fnmatchcase(name, wanted["name"]):
         return False
     return all(
-        not wanted[f"{date}_before"] or image[f"{date}_at"] <= wanted[f"{date}_before"]
+        not wanted[f"{date}_before"] or parse_time(image[f"{date}_at"]) <= wanted[f"{date}_before"]
         for date in ("created", "updated")
     )
 
@@ -129,6 +143,9 @@ def assess(cloud: Cloud, image: Image, inspect: str, limit: int) -> Image:
             safety = {"verdict": "safe", "reason": "The header refers to no other file, and its geometry is possible."}
             if known is None:
                 facts = {"virtual_size": head.virtual_size, "virtual_size_source": "header"}
+        except MissingDependency:
+            raise
         except FerryError as err:
-            safety = {"verdict": "unsafe", "reason": err.what, "error": err.code}
+            verdict = "unsafe" if isinstance(err, _FAULTS) else "unknown"
+            safety = {"verdict": verdict, "reason": err.what, "error": err.code}
     return {**image, **facts, "supported": supported, "safety": safety}

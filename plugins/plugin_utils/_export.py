@@ -140,8 +140,7 @@ class Export:
 
     def _find(self) -> list[Image]:
         """The images that may hold the disk's content already, those first that matter most."""
-        named = _record.own_images(self._cloud, {"name": self.name, "status": "active", "sort": "created_at:desc"})
-        return [image for image in named if image["name"] == self.name]
+        return _record.own_images(self._cloud, {"name": self.name, "status": "active", "sort": "created_at:desc"})
 
     @property
     def known(self) -> list[str]:

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import io
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     CloudError,
     MissingDependency,
     UnsafeImage,
+    describe_cause,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, ImageFacts, check_head
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
@@ -36,11 +36,16 @@ def read_head(cloud: Cloud, image_id: str) -> bytes:
         response = cloud.get(path, headers={"Range": f"bytes=0-{HEAD_SIZE - 1}"}, stream=True)
     except CloudError:  # not every store can serve a part
         response = cloud.get(path, stream=True)
-    head = io.BytesIO()
+    head = b""
     with response:
-        while head.tell() < HEAD_SIZE and (chunk := response.raw.read(HEAD_SIZE - head.tell())):
-            head.write(chunk)
-    return head.getvalue()
+        try:
+            for part in response.iter_content(HEAD_SIZE):
+                head += part
+                if len(head) >= HEAD_SIZE:
+                    break
+        except OSError as err:  # requests' errors are of this kind
+            raise CloudError(f"Glance broke off as it sent the image {image_id}: {describe_cause(err)}.") from err
+    return head[:HEAD_SIZE]
 
 
 def _check_with_oslo(head: bytes) -> None:

@@ -233,17 +233,6 @@ def is_stuck(cloud: Cloud, draft: Image) -> bool:
     return is_draft(now) and now["status"] in _UNPUBLISHED and order(now["status"]) <= order(draft["status"])
 
 
-def wait_for(
-    cloud: Cloud,
-    image_id: str,
-    statuses: t.Container[str],
-    timeout: float,
-    on_progress: t.Callable[[Image], None] = lambda image: None,
-) -> Image:
-    """The image as soon as it has one of these statuses; see L(wait_until)."""
-    return wait_until(cloud, image_id, lambda image: image["status"] in statuses, timeout, on_progress)
-
-
 def wait_until(
     cloud: Cloud,
     image_id: str,

@@ -9,6 +9,9 @@ import datetime
 import math
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import parse_time
+
 _HOUR, _DAY = 3600, 86400
 _STEPS = (
     (_HOUR, "%H:%M"), (3 * _HOUR, "%H:%M"), (6 * _HOUR, "%H:%M"),
@@ -18,18 +21,17 @@ _STEPS = (
 _MOST_TICKS = 6
 
 
-def parse_time(text: t.Any) -> datetime.datetime | None:
-    """The moment that ISO 8601 text means, UTC where it does not say; None for what is no moment."""
+def read_time(text: t.Any) -> datetime.datetime | None:
+    """The moment that a text means, as L(parse_time); None for what is no moment."""
     try:
-        moment = datetime.datetime.fromisoformat(str(text))
-    except ValueError:
+        return parse_time(str(text))
+    except InvalidOption:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
 
 
 def show_time(text: t.Any) -> str | None:
     """The moment for people, in UTC: V(2026-11-27 07:25), or only its date where no hour was given."""
-    moment = parse_time(text)
+    moment = read_time(text)
     if moment is None:
         return None
     only_date = len(str(text)) <= len("2026-11-27")
@@ -43,12 +45,12 @@ class Axis:
     """
 
     def __init__(self, points: t.Sequence[t.Mapping[str, t.Any]]) -> None:
-        moments = [moment.timestamp() for point in points if (moment := parse_time(point["time"]))]
+        moments = [moment.timestamp() for point in points if (moment := read_time(point["time"]))]
         self._start, self._end = min(moments, default=0.0), max(moments, default=0.0)
 
     def position(self, time: str) -> float:
         """Where a moment is, in percent of the line; a lone one is at its end."""
-        moment = parse_time(time)
+        moment = read_time(time)
         if moment is None or self._start == self._end:
             return 100.0
         return round(100 * (moment.timestamp() - self._start) / (self._end - self._start), 2)

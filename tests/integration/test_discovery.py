@@ -48,7 +48,8 @@ def names(result):
         ("size_max: 32MiB\ndisk_format: [raw]", ["a-lie"]),
         ("created_after: '2020-01-01T00:00:00Z'\nname: disk-*", ["disk-qcow2", "disk-raw"]),
         ("created_before: '2020-01-01T00:00:00Z'", []),
-        ("updated_after: '2099-01-01T00:00:00Z'", []),
+        ("created_before: '2020-01-01 12:00:00+02:00'", []),
+        ("updated_after: '2099-01-01'", []),
         ("updated_before: '2099-01-01T00:00:00Z'\nname: disk-raw", ["disk-raw"]),
         ("status: []\ndisk_format: []\nname: unfinished", ["unfinished"]),
         ("image: disk-raw", ["disk-raw"]),
@@ -88,6 +89,7 @@ def test_glances_own_fields_are_unchanged(find_images, cloud):
 def test_what_cannot_be_asked_is_said(find_images):
     assert find_images("cloud: demo\nsize_min: 3 parsecs")["error"] == "invalid_option"
     assert find_images("cloud: demo\nsort: ['colour:asc']")["error"] == "cloud_error"
+    assert find_images("cloud: demo\nupdated_before: 30d")["error"] == "invalid_option"
 
 
 def test_pages_have_no_end(tmp_path, cloud):
@@ -121,6 +123,14 @@ def test_a_header_that_comes_in_pieces_is_read_whole(find_images, cloud):
     proxy.stop()
     openstack(cloud, "image", "delete", image)
     assert proxy.gets[-1].headers["range"] == "bytes=0-65535" and found["safety"]["verdict"] == "safe"
+
+
+def test_an_image_that_cannot_be_read_is_not_called_unsafe(find_images, cloud):
+    proxy = FaultyProxy(cloud.image_url)
+    proxy.programme(*[GOOD] * 4, Fault(status=403))
+    (found,) = find_images(f"{through_proxy(cloud, proxy)}\nname: disk-raw\ninspect: always")["glance_images"]
+    proxy.stop()
+    assert (found["safety"]["verdict"], found["safety"]["error"]) == ("unknown", "access_denied")
 
 
 def test_facts_are_facts(import_image):

@@ -325,6 +325,7 @@ def test_images_are_removed_by_what_they_are(run, cloud, files, made):
     upload(cloud, "nightly-3", files / "two", "raw")
     assert run({"state": "absent", "filter": {}})["error"] == "invalid_option"
     assert run({"state": "absent", "filter": {"created_before": "2020-01-01T00:00:00Z"}})["changed"] is False
+    assert run({"state": "absent", "filter": {"created_before": "30d"}})["error"] == "invalid_option"
     task = {"state": "absent", "filter": {"name": "nightly-*", "tags": ["ci"]}}
     predicted = run(task, check=True)
     assert len(everything(cloud)) == 4

@@ -16,10 +16,9 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
     TIMES,
     Keep,
     doomed,
-    format_time,
-    parse_time,
     points,
 )
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import format_time, parse_time
 
 NOW = parse_time("2026-06-30T12:00:00Z")
 
