@@ -58,8 +58,9 @@ _value:
   description:
     - What the page shows of the C(images), the C(hosts) and the C(backups), each with its counts and sizes; when the
       C(newest) of all this happened; and the C(findings), what needs care, each of a C(kind) - V(silent) of a host
-      or a part of the cloud, V(unsafe) of an image, V(unread), V(unfinished), V(outdated) and V(gone) of a disk on a
-      host, V(old_backup) of a backed up disk - with its C(host), C(what) it is and a C(text).
+      or a part of the cloud, V(unsafe) of an image, V(unread) of an image or of a disk on a host, V(unfinished),
+      V(outdated) and V(gone) of such a disk, V(old_backup) of a backed up disk - with its C(host), C(what) it is and a
+      C(text).
   type: dict
 """
 
@@ -74,7 +75,7 @@ def report(
     """See DOCUMENTATION."""
     try:
         days = int(backup_days)
-        date = datetime.date.fromisoformat(today) if today else datetime.datetime.now(datetime.timezone.utc).date()
+        date = datetime.date.fromisoformat(str(today)) if today else datetime.datetime.now(datetime.timezone.utc).date()
     except ValueError as err:
         raise AnsibleFilterError(f"'backup_days' is a number, and 'today' a date such as 2026-01-31: {err}") from err
     shown: dict[str, t.Any] = escape_all(build_report(images, hosts, backups or {}, days, date))

@@ -14,7 +14,7 @@ import html
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
-from ansible_collections.imageferry.glance.plugins.plugin_utils._timeline import Axis, parse_time, show_time
+from ansible_collections.imageferry.glance.plugins.plugin_utils._timeline import Axis, read_time, show_time
 
 Facts = dict[str, t.Any]
 Named = t.Mapping[str, t.Any]
@@ -37,10 +37,9 @@ def build_report(
     """
     points = backups.get("backups") or []
     axis = Axis(points)
-    catalogue = Catalogue(images)
+    catalogue = Catalogue(images, {point["image"] for point in points})
     shown_hosts = [_host(name, result, catalogue) for name, result in sorted(hosts.items())]
-    kept = {point["image"] for point in points}
-    shown_images = [_image(image, shown_hosts) for image in catalogue.images if image["id"] not in kept]
+    shown_images = [_image(image, shown_hosts) for image in catalogue.images if not catalogue.is_backup(image)]
     sets = _sets(points, axis, backup_days, today)
     unlisted = _problem([backups])
     findings = _unasked(catalogue.problem, unlisted) + _findings(shown_images, shown_hosts, sets, backup_days)
@@ -75,9 +74,11 @@ class Catalogue:
     """The images of a cloud, as what hosts hold is held against them.
 
     :param results: those of glance_image_info.
+    :param backups: the ids of those that are backups.
     """
 
-    def __init__(self, results: t.Sequence[Named]) -> None:
+    def __init__(self, results: t.Sequence[Named], backups: t.Container[str]) -> None:
+        self._backups = backups
         images: list[Named] = [image for result in results for image in result.get("glance_images") or []]
         self.images = sorted(images, key=lambda image: (str(image.get("name") or "").lower(), image["id"]))
         self.problem = _problem(results)
@@ -85,18 +86,27 @@ class Catalogue:
         self._by_hash: dict[tuple[str, str] | None, Named] = {_hash(image): image for image in self.images}
         self._by_hash.pop(None, None)
 
+    def is_backup(self, image: Named) -> bool:
+        """Whether it is one of the backups, which are not shown among the images."""
+        return image["id"] in self._backups
+
     def holding(self, provenance: Named) -> Named | None:
         """The image that a volume came from, or another one with the same bytes."""
         digest = (str(provenance.get("hash_algo")), str(provenance.get("hash_value")))
         return self._by_id.get(provenance["source"]) or self._by_hash.get(digest)
 
     def newer(self, provenance: Named) -> Named | None:
-        """The newest active image of the same name, if it is newer than what a volume holds, and has other bytes."""
+        """The newest active image of the same name, if it is newer than what a volume holds, and has other bytes.
+
+        None for what was restored: a disk has all its backups under one name, and a later one is no newer edition.
+        """
         own = self.holding(provenance)
-        since = parse_time((own or {}).get("created_at") or provenance.get("imported_at"))
+        if own is not None and self.is_backup(own):
+            return None
+        since = read_time((own or {}).get("created_at") or provenance.get("imported_at"))
         named = [image for image in self.images if _offered(image) and image.get("name") == provenance.get("name")]
         newest = max(named, key=lambda image: str(image.get("created_at") or ""), default=None)
-        created = parse_time(newest.get("created_at")) if newest else None
+        created = read_time(newest.get("created_at")) if newest else None
         if newest is None or since is None or created is None or created <= since or _same(newest, own, provenance):
             return None
         return newest
@@ -157,6 +167,7 @@ def _image(image: Named, hosts: t.Sequence[Facts]) -> Facts:
         "protected": bool(image.get("protected")),
         "verdict": safety.get("verdict", "unknown"),
         "reason": safety.get("reason"),
+        "error": safety.get("error"),
         "tags": sorted(image.get("tags") or []),
         "created": show_time(image.get("created_at")),
         "used_by": used_by,
@@ -197,13 +208,13 @@ def _host(name: str, result: Named, catalogue: Catalogue) -> Facts:
 def _disk(volume: Named, anchor: str, catalogue: Catalogue) -> Facts:
     provenance = volume.get("provenance") or {}
     state, note, image = _state(volume, provenance, catalogue)
-    occupied = volume["size"] if volume.get("allocated") is None and volume.get("size") else volume.get("allocated")
+    occupied = volume.get("size") if volume.get("allocated") is None else volume["allocated"]
     return {
         "label": f"{volume['vg']}/{volume['lv']}" if volume.get("vg") else volume.get("path"),
         "pool": volume.get("pool"),
         "anchor": anchor,
         "holds": _holds(volume, provenance),
-        "image_id": image["id"] if image else None,
+        "image_id": image["id"] if image and not catalogue.is_backup(image) else None,
         "source": provenance.get("source"),
         "imported": show_time(provenance.get("imported_at")),
         "format": volume.get("format"),
@@ -288,7 +299,7 @@ def _stored(points: t.Sequence[Named]) -> str:
 def _backed_up(host: str, disk: str, points: t.Sequence[Named], axis: Axis, days: int, today: datetime.date) -> Facts:
     """A disk, with its points from the newest to the oldest."""
     ordered = sorted(points, key=lambda point: str(point["time"]), reverse=True)
-    moments = [moment for point in ordered for moment in (parse_time(point["time"]), parse_time(point.get("seen")))]
+    moments = [moment for point in ordered for moment in (read_time(point["time"]), read_time(point.get("seen")))]
     last = max((moment for moment in moments if moment), default=None)
     return {
         "host": host,
@@ -332,9 +343,9 @@ def _findings(
         if host["problem"]
     ]
     found += [
-        _finding("unsafe", None, image["name"], image["reason"], image["anchor"])
+        _finding(kind, None, image["name"], image["reason"], image["anchor"])
         for image in images
-        if image["verdict"] == "unsafe"
+        if (kind := _concern(image))
     ]
     found += [
         _finding(disk["state"], host["name"], disk["label"], disk["note"], disk["anchor"])
@@ -351,6 +362,13 @@ def _findings(
     return sorted(found, key=lambda finding: FINDINGS.index(finding["kind"]))
 
 
+def _concern(image: Facts) -> str | None:
+    """The kind of finding that an image is, if it is one: its header says ill of it, or could not be read."""
+    if image["verdict"] == "unsafe":
+        return "unsafe"
+    return "unread" if image["error"] else None
+
+
 def _finding(kind: str, host: str | None, what: str | None, text: str | None, anchor: str) -> Facts:
     return {"kind": kind, "host": host, "what": what, "text": text, "anchor": anchor}
 
@@ -362,10 +380,10 @@ def _age(disk: Facts, days: int) -> str:
 
 def _newest(images: t.Sequence[Named], hosts: t.Mapping[str, Named], points: t.Sequence[Named]) -> str | None:
     """When the last of all that is shown happened."""
-    moments = [parse_time(image.get("updated_at")) for image in images]
-    moments += [parse_time(point.get(field)) for point in points for field in ("time", "seen")]
+    moments = [read_time(image.get("updated_at")) for image in images]
+    moments += [read_time(point.get(field)) for point in points for field in ("time", "seen")]
     moments += [
-        parse_time((volume.get("provenance") or {}).get("imported_at"))
+        read_time((volume.get("provenance") or {}).get("imported_at"))
         for result in hosts.values()
         for volume in result.get("volumes") or []
     ]

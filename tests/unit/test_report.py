@@ -137,8 +137,22 @@ def test_images_of_backups_are_shown_as_backups():
     assert [entry["id"] for entry in shown["images"]["list"]] == [OLD] and shown["backups"]["count"] == 1
 
 
-def test_unsafe_images_need_care():
-    assert kinds(made([image(safety={"verdict": "unsafe", "reason": "It lies."})])) == ["unsafe"]
+def test_a_restored_disk_is_as_it_should_be_whatever_was_backed_up_since():
+    kept = [point("2026-06-16T00:00:00Z", image=OLD), point("2026-06-17T00:00:00Z", image=NEW)]
+    shown = made([image(), REPLACED], [volume()], kept)
+    assert kinds(shown) == [] and shown["hosts"]["list"][0]["disks"][0]["image_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("safety", "found"),
+    [
+        ({"verdict": "unsafe", "reason": "It lies.", "error": "format_mismatch"}, ["unsafe"]),
+        ({"verdict": "unknown", "reason": "Glance answered 403.", "error": "access_denied"}, ["unread"]),
+        ({"verdict": "unknown", "reason": "The image's header was not read."}, []),
+    ],
+)
+def test_unsafe_images_and_those_that_cannot_be_judged_need_care(safety, found):
+    assert kinds(made([image(safety=safety)])) == found
 
 
 @pytest.mark.parametrize(
