@@ -96,12 +96,10 @@ class Cloud:
         :raises TlsUntrusted: they cannot be read.
         """
         verify = self._connection.config.get_requests_verify_args()[0]
-        if isinstance(verify, str):
-            return _read(verify, "CA certificates")
-        bundle = os.path.realpath(os.environ.get("REQUESTS_CA_BUNDLE", ""))
-        if bundle in map(os.path.realpath, _SYSTEMS_CERTIFICATES):
+        bundle = os.path.realpath(verify if isinstance(verify, str) else os.environ.get("REQUESTS_CA_BUNDLE", ""))
+        if not verify or bundle in map(os.path.realpath, _SYSTEMS_CERTIFICATES):
             return None
-        return _certificates(bundle) if verify and os.path.isfile(bundle) else None
+        return _certificates(bundle) if isinstance(verify, str) or os.path.isfile(bundle) else None
 
     def client_certificate(self) -> tuple[str | None, str | None]:
         """The client certificate for this cloud and its key, as text; the key is None if one file holds both.
@@ -239,6 +237,8 @@ def _certificates(path: str) -> str:
 def _connect(params: t.Mapping[str, t.Any]) -> t.Any:
     given = {sdk: params[option] for option, sdk in _OPTIONS.items() if params.get(option) is not None}
     if isinstance(params.get("cloud"), dict):
+        if params["interface"] != "public":
+            given["interface"] = params["interface"]
         if given:
             raise InvalidOption(
                 f"'cloud' is a dictionary, and {', '.join(sorted(given))} is given as well.", "Put it into 'cloud'."

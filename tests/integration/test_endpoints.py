@@ -54,7 +54,9 @@ def test_a_client_certificate_reaches_the_host_as_private_files_and_leaves_no_tr
     import_image, cloud, front, images, certificates, tmp_path
 ):
     rest = f"image: disk-qcow2\npath: {tmp_path}/volume\n"
-    trusted = {"cacert": f"{certificates}/ca.crt"}
+    remarked = certificates / "remarked.crt"
+    remarked.write_text(f"# Zürich\n{(certificates / 'ca.crt').read_text()}", encoding="utf-8")
+    trusted = {"cacert": str(remarked)}
     assert import_image(through_proxy(cloud, front, **trusted) + rest)["failed"] and front.seen == []
 
     # The first GET is the controller's look at the image's header.

@@ -86,6 +86,11 @@ def test_an_option_that_does_not_exist_is_named(look):
     assert result["error"] == "invalid_option" and "clowd" in result["msg"]
 
 
+def test_an_option_beside_a_dictionary_has_no_effect_and_is_refused(look, cloud):
+    result = look(f"{described(cloud)}interface: internal")
+    assert result["error"] == "invalid_option" and "interface is given as well" in result["msg"]
+
+
 def test_many_hosts_ask_once(look, cloud):
     before = len(cloud.glance_access_log.read_text().splitlines())
     assert len(look("cloud: demo", hosts=20)) == 20
