@@ -9,22 +9,27 @@ import time
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._arguments import (
+    DISC_PLACES,
     GUEST_CDROM_RULES,
     cloud_spec,
     guest_cdrom_spec,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption, UnsupportedFormat
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    GuestNotFound,
+    InvalidOption,
+    UnsupportedFormat,
+)
 from ansible_collections.imageferry.glance.plugins.plugin_utils._action import FerryAction, cloud_options
 from ansible_collections.imageferry.glance.plugins.plugin_utils._catalogue import find_image
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
 from ansible_collections.imageferry.glance.plugins.plugin_utils._handover import hand_over, trust_arguments
 from ansible_collections.imageferry.glance.plugins.plugin_utils._inspect import judge
 from ansible_collections.imageferry.glance.plugins.plugin_utils._token import TokenChain
+from ansible_collections.imageferry.glance.plugins.plugin_utils._watch import RECONNECT, run_patiently
 
 _MODULE = "guest_cdrom"
 _SPEC = guest_cdrom_spec()
 _FOR_HOST = set(_SPEC) - set(cloud_spec()) - {"image", "latest", "host_interface", "renew_for"}
-_PLACES = ("path", "device", "vg", "pool", "image")
 _LONGEST_LOOK = 15.0  # seconds that the host watches a drive before it is asked again
 
 
@@ -46,27 +51,38 @@ class ActionModule(FerryAction):
         arguments.update(trust_arguments(found), _image={**image, "url": found["url"]}, _token=tokens.current())
         result = self.run_module(_MODULE, arguments, task_vars)
         if params["renew_for"] > 0 and result.get("inserted") and not self.is_check:
-            result["inserted"] = self._stay(arguments, task_vars, tokens, params["renew_for"])
+            result.update(self._stay(arguments, task_vars, tokens, params["renew_for"]))
         return result
 
     def _stay(
         self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any], tokens: TokenChain, seconds: float
-    ) -> bool:
-        """Renews the token before it expires, for so long or until the disc is ejected; whether it is still there."""
-        until, inserted = time.monotonic() + seconds, True
-        while inserted and (left := until - time.monotonic()) > 0:
+    ) -> dict[str, t.Any]:
+        """Renews the token before it expires, for so long or until the disc is ejected; whether it is still there.
+
+        A host that fails to look, as its libvirt is restarted, is asked again for a while, and then its failure told.
+        """
+        until = time.monotonic() + seconds
+        answered = time.monotonic()
+        while (left := until - time.monotonic()) > 0:
             token, good_for = tokens.current(), tokens.good_for()
             look = min(left, _LONGEST_LOOK, _LONGEST_LOOK if good_for is None else max(good_for, 0.1))
-            watched = self.run_module(_MODULE, {**arguments, "_token": token, "_wait": look}, task_vars)
-            inserted = bool(watched.get("inserted"))
-        return inserted
+            watched = run_patiently(self, _MODULE, {**arguments, "_token": token, "_wait": look}, task_vars)
+            if watched.get("failed") and watched.get("error") != GuestNotFound.code:
+                if time.monotonic() - answered > RECONNECT:
+                    return watched
+                time.sleep(1)
+            elif watched.get("inserted"):
+                answered = time.monotonic()
+            else:
+                return {"inserted": False}
+        return {"inserted": True}
 
 
 def _check_named(params: dict[str, t.Any]) -> None:
     """
     :raises InvalidOption: a disc is named where none is to be, or the other way round.
     """
-    named = [place for place in _PLACES if params[place]]
+    named = [place for place in DISC_PLACES if params[place]]
     if bool(named) == (params["state"] == "ejected"):
         raise InvalidOption(
             "A disc is to be named where it is inserted, and none where the drive is to be empty.",

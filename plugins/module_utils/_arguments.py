@@ -397,10 +397,10 @@ def guest_cdrom_spec() -> Spec:
     }
 
 
-_DISC_PLACES = ("path", "device", "vg", "pool", "image")
+DISC_PLACES = ("path", "device", "vg", "pool", "image")
 
 GUEST_CDROM_RULES: dict[str, t.Any] = {
-    "mutually_exclusive": [_DISC_PLACES],
+    "mutually_exclusive": [DISC_PLACES],
     "required_together": VOLUME_RULES["required_together"],
     "required_by": {"host_interface": "image"},
 }

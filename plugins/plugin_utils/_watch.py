@@ -22,7 +22,7 @@ _LONGEST = 7 * 24 * 3600  # seconds; a transfer ends by itself long before, see 
 _WAITS = ((1.0, 1.0), (10.0, 2.0), (120.0, 5.0))  # until so many seconds have passed, so many between two lines
 _LONG_WAIT = 15.0
 _SILENCE = 120.0  # seconds that a transfer may take to begin, or its result to appear
-_RECONNECT = 60.0  # seconds to try to reach a host again, less than ABANDONED_AFTER
+RECONNECT = 60.0  # seconds to try to reach a host again, less than ABANDONED_AFTER
 
 
 def run_watched(
@@ -46,6 +46,22 @@ def run_watched(
         return started
     watcher = _Watcher(action, task_vars, {"folder": folder, "results_file": started["results_file"]})
     return watcher.follow(tokens, ProgressLine(f"{task_vars['inventory_hostname']}: {label}") if label else None)
+
+
+def run_patiently(
+    action: FerryAction, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]
+) -> dict[str, t.Any]:
+    """A module's result; a host that cannot be reached for a moment is asked again."""
+    first_failure = None
+    while True:
+        try:
+            return action.run_module(module, arguments, task_vars)
+        except AnsibleConnectionFailure:
+            first_failure = first_failure or time.monotonic()
+            if time.monotonic() - first_failure > RECONNECT:
+                raise
+            time.sleep(1)
+            action.reconnect()
 
 
 class _Watcher:
@@ -79,20 +95,9 @@ class _Watcher:
                     token = _renew(tokens)
 
     def _ask(self, token: str | None) -> dict[str, t.Any]:
-        """One look at the transfer; a host that cannot be reached for a moment is asked again."""
-        first_failure = None
-        while True:
-            try:
-                news: dict[str, t.Any] = self._action.run_module(
-                    "transfer_info", {**self._transfer, "wait": self._wait(), "token": token}, self._task_vars
-                )
-                return news
-            except AnsibleConnectionFailure:
-                first_failure = first_failure or time.monotonic()
-                if time.monotonic() - first_failure > _RECONNECT:
-                    raise
-                time.sleep(1)
-                self._action.reconnect()
+        """One look at the transfer."""
+        arguments = {**self._transfer, "wait": self._wait(), "token": token}
+        return run_patiently(self._action, "transfer_info", arguments, self._task_vars)
 
     def _wait(self) -> float:
         elapsed = time.monotonic() - self._begun
