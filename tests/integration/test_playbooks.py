@@ -131,12 +131,28 @@ def test_hosts_hold_the_images_of_a_file(run, web, tmp_path):
     assert [line.split()[:4] for line in predicted[:3]] == [["one", "changed", "Would", "import:"]] * 3
     done = run("sync_images", "--limit=one", "--tags=image_sync_images", images_file=str(listed))
     assert done[-1].startswith("3 changed, 0 ok, 0 failed; ")
-    again = run("sync_images", "--limit=one", images_file=str(listed))
-    assert again[-1] == "0 changed, 3 ok, 0 failed."
+    pruning = tmp_path / "pruning.yml"
+    pruning.write_text(yaml.safe_dump({"image_sync_images": images, "image_sync_prune": True}))
+    again = run("sync_images", "--limit=one", images_file=str(pruning), prune=False)
+    assert again[-1] == "0 changed, 3 ok, 0 failed.", "what is said for a run counts, also where it is false"
     run("sync_images", "--limit=one", fails=True)
     assert "Say which images" in run.output
     run("sync_images", "--limit=one", fails=True, images_file=str(listed), prune=True)
     assert "but not where" in run.output
+
+
+def test_an_image_that_cannot_be_had_does_not_hide_what_became_of_the_others(run, tmp_path):
+    listed = tmp_path / "images.yml"
+    clone = {"path": f"{tmp_path}/clone"}
+    images = [{"image": "disk-qcow2", "path": f"{tmp_path}/disk", "clones": [clone]},
+              {"image": "nowhere", "path": f"{tmp_path}/nowhere"}]  # fmt: skip
+    listed.write_text(yaml.safe_dump({"image_sync_images": images}))
+    outcomes = []
+    for check in (["--check"], [], []):
+        told = run("sync_images", "--limit=one", *check, fails=True, images_file=str(listed))
+        outcomes.append([line.split()[1] for line in told[:-1]])
+        assert "clone" in told[1] and "No image has the id or name 'nowhere'" in told[2]
+    assert outcomes == [["changed", "changed", "failed"], ["changed", "changed", "failed"], ["ok", "ok", "failed"]]
 
 
 def test_old_backups_go_only_of_the_disks_that_were_backed_up(run, cloud, tmp_path):
