@@ -15,7 +15,7 @@ IN_TREE := cd $(TREE) && PYTHONPATH=$(CACHE)/collections
 help:  ## Show what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: packages  ## Set up everything and show on this machine what the collection does
+demo: demo-packages  ## Set up everything and show on this machine what the collection does
 	@$(MAKE) --no-print-directory --jobs=2 demo-venv cloud-venv tree
 	@bash -c 'source demo/activate && ansible-playbook demo/demo.yml'
 
@@ -36,7 +36,7 @@ hosts: host39-venv tree  ## Run the unit tests of what runs on hosts with the ol
 molecule: packages venv tree  ## Run all Molecule scenarios, on a whole host that is started for them
 	@$(IN_TREE) tests/checks/molecule $(VENV)
 
-cloud: packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
+cloud: demo-packages cloud-venv  ## Start a real Glance and Keystone on this machine, and say how to use them
 	@$(CLOUD_VENV)/bin/python tests/cloud/embedded_cloud.py start
 
 docs: venv tree  ## Build the documentation's site, after the parts that are made from the code
@@ -50,11 +50,15 @@ picture: packages venv tree  ## Take the picture of the report that is in the do
 bench: packages venv cloud-venv tree  ## Measure the import against what people use instead
 	@$(IN_TREE) $(VENV)/bin/python benchmarks/bench.py --venv $(CLOUD_VENV)
 
-clean:  ## Remove what make has set up in this clone
+clean:  ## Stop the demo's cloud, and remove what make has set up in this clone
+	@! test -d $(CACHE)/demo/cloud || python3 tests/cloud/embedded_cloud.py stop --state $(CACHE)/demo/cloud
 	rm -rf $(CACHE)
 
 packages:
 	@tests/install_packages
+
+demo-packages:
+	@tests/install_packages demo
 
 setup: venv cloud-venv newest-venv host39-venv tree
 
@@ -77,5 +81,5 @@ tree:
 	@mkdir -p $(dir $(TREE))
 	@ln -sfn $(CURDIR) $(TREE)
 
-.PHONY: help demo test lint sanity hosts molecule cloud docs picture bench clean packages setup
+.PHONY: help demo test lint sanity hosts molecule cloud docs picture bench clean packages demo-packages setup
 .PHONY: venv cloud-venv demo-venv newest-venv host39-venv tree
