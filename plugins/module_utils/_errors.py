@@ -267,7 +267,7 @@ class TokenExpired(FerryError):
     """The token expired, and nobody renewed it."""
 
     code = "token_expired"
-    remedy = "Run again; with 'async' and 'poll: 0' the token must live as long as the transfer."
+    remedy = "Run again, without 'async': with it the token has to live as long as the transfer."
     resumable = True
 
 

@@ -11,8 +11,9 @@ module: transfer_info
 short_description: Look at a transfer that runs in the background
 version_added: 0.1.0
 description:
-  - How M(imageferry.glance.glance_image_import) watches a transfer on a host, shows its progress, and brings it a new
-    token. There is no need to use it in a playbook.
+  - How M(imageferry.glance.glance_image_import), M(imageferry.glance.glance_image_export) and
+    M(imageferry.glance.volume_backup) watch a transfer on a host, show its progress, and bring it a new token. There is
+    no need to use it in a playbook.
 options:
   folder:
     description: Folder on the host through which the transfer and its watcher talk.
