@@ -52,9 +52,9 @@ def check_vmdk(read: Read) -> int | None:
         raise DamagedImage("The VMDK's version or capacity is impossible.")
     if not 1 <= grain <= 1 << 17 or grain & (grain - 1) or not 1 <= per_table <= 512:
         raise DamagedImage("The VMDK's grains or grain tables are of an impossible size.")
-    if not descriptor_at or not descriptor_sectors or descriptor_at > 64:
+    if descriptor_at != 1 or not descriptor_sectors:  # whatever the header says, QEMU looks for a parent at sector 1
         raise UnsafeImage("The VMDK's descriptor is not at its beginning.")
-    _check_vmdk_descriptor(read(descriptor_at * _SECTOR, _MOST_DESCRIPTOR))
+    _check_vmdk_descriptor(read(_SECTOR, _MOST_DESCRIPTOR))
     return int(capacity * _SECTOR)
 
 

@@ -74,6 +74,19 @@ def test_a_vmdk_that_refers_to_others_is_refused(make, old, new):
         judge(path, "vmdk")
 
 
+def test_a_vmdk_whose_descriptor_is_not_where_qemu_reads_it_is_refused(make):
+    path = make("vmdk", "subformat=monolithicSparse")
+    sound = path.read_bytes()[512:1024]
+    patch(path, 1024, sound)
+    patch(path, 28, b"\2")
+    hidden = sound.replace(b"parentCID=ffffffff", b'parentCID=12345678\nparentFileNameHint="/etc/passwd"')
+    patch(path, 512, hidden[:512])
+    info = subprocess.run(["qemu-img", "info", "-f", "vmdk", path], check=True, capture_output=True, text=True)
+    assert "/etc/passwd" in info.stdout
+    with pytest.raises(UnsafeImage, match="beginning"):
+        judge(path, "vmdk")
+
+
 def patch(path, offset, data):
     with open(path, "r+b") as file:
         file.seek(offset, 2 if offset < 0 else 0)
