@@ -366,6 +366,21 @@ def test_a_conversion_ends_with_its_module_and_can_be_run_again(play, web, tmp_p
     assert carry(f"{task}\nlock_timeout: 0")["changed"] and (tmp_path / "disk").read_bytes() == raw.read_bytes()
 
 
+def test_a_converted_disk_is_judged_by_the_size_that_qemu_sees(play, web, tmp_path):
+    """A VMDK's footer says another one than its header, and QEMU goes by the footer."""
+    image, marker = web.folder / "image", struct.pack("<QII", 1, 0, 3).ljust(512, b"\0")
+    qemu_img("create", "-f", "vmdk", "-o", "subformat=streamOptimized", image, "8M")
+    content = bytearray(image.read_bytes())
+    footer = bytearray(content[:512])
+    footer[12:20] = struct.pack("<Q", 256 * MIB // 512)
+    content[56:64] = b"\xff" * 8  # where its grains are, the footer says
+    image.write_bytes(content + bytes(-len(content) % 512) + marker + footer + bytes(512))
+    task = f"url: {web.url}/image\nsource_format: vmdk\nallow_unverified: true\npath: {tmp_path}/disk\nformat: raw"
+    refused = play("glance_image_import", f"{task}\nmax_virtual_size: 64MiB", python=sys.executable)
+    assert refused["error"] == "image_too_large" and not (tmp_path / "disk").exists(), refused
+    assert play("glance_image_import", task, python=sys.executable)["volume"]["virtual_size"] == 256 * MIB
+
+
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_a_disk_that_is_adopted_is_grown_at_once(play, web, tmp_path, image_format):
     carry = functools.partial(play, "glance_image_import", python=sys.executable)

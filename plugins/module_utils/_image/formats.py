@@ -81,7 +81,7 @@ def check_head(head: bytes, declared: str, size: int | None, max_virtual_size: i
     """
     found = detect(head)
     facts = _check(head, found, declared, size, None)
-    _check_limit(facts, max_virtual_size)
+    check_limit(facts.virtual_size, max_virtual_size)
     return facts
 
 
@@ -97,7 +97,7 @@ def check_file(fd: int, declared: str, max_virtual_size: int | None) -> ImageFac
     facts = _check(head, detect(head), declared, size, lambda offset, length: os.pread(fd, length, offset))
     if facts.virtual_size is None:
         raise DamagedImage(f"The {declared} does not say how large its disk is.")
-    _check_limit(facts, max_virtual_size)
+    check_limit(facts.virtual_size, max_virtual_size)
     return facts
 
 
@@ -129,10 +129,13 @@ def _check(head: bytes, found: str, declared: str, size: int | None, read: forei
     return ImageFacts(declared, foreign.check_vmdk(at_hand) if declared == "vmdk" else foreign.check_vdi(at_hand))
 
 
-def _check_limit(facts: ImageFacts, max_virtual_size: int | None) -> None:
-    if max_virtual_size is not None and facts.virtual_size is not None and facts.virtual_size > max_virtual_size:
+def check_limit(virtual_size: int | None, max_virtual_size: int | None) -> None:
+    """
+    :raises ImageTooLarge: its disk is larger than allowed.
+    """
+    if max_virtual_size is not None and virtual_size is not None and virtual_size > max_virtual_size:
         raise ImageTooLarge(
-            f"The image's disk is {facts.virtual_size} bytes ({format_size(facts.virtual_size)}), more than "
+            f"The image's disk is {virtual_size} bytes ({format_size(virtual_size)}), more than "
             f"max_virtual_size allows ({format_size(max_virtual_size)})."
         )
 

@@ -130,6 +130,14 @@ def info(fd: int, image_format: str) -> dict[str, t.Any]:
     return t.cast("dict[str, t.Any]", json.loads(said))
 
 
+def virtual_size(fd: int, image_format: str) -> int:
+    """The bytes of the disk of the image in the open file C(fd), as QEMU sees it: some headers say several sizes.
+
+    :raises DamagedImage: QEMU cannot open it.
+    """
+    return int(info(fd, image_format)["virtual-size"])
+
+
 def measure(fd: int, source_format: str, target_format: str, options: Qcow2Options = _DEFAULTS) -> Measured:
     """What the image in the open file C(fd) will take up in another format, uncompressed.
 
@@ -178,23 +186,22 @@ def convert(
     source_format: str,
     target_fd: int,
     target_format: str,
+    size: int,
     options: Qcow2Options = _DEFAULTS,
     on_progress: t.Callable[[float], None] | None = None,
     target_is_zero: bool = False,
-    size: int = 0,
-) -> int:
+) -> None:
     """Converts an image into the open file or block device C(target_fd), durably.
 
+    :param size: of the new disk in bytes, at least the source's L(virtual_size); what is behind that one on a block
+        device stays as it was.
     :param on_progress: is told the part that is done, from 0 to 1; what it raises ends the conversion.
     :param target_is_zero: whether a raw block device reads as zeros before; a file is emptied first.
-    :param size: of the new disk in bytes, when it is to be larger than the source's.
-    :returns: the size of the source's disk as QEMU sees it: what is behind it on a block device stays as it was.
     :raises DamagedImage, UnsafeImage: the source cannot be read, or takes more than a sound one does.
     :raises NoSpace, StorageError: the target cannot be written.
     """
     on_block = _is_block(target_fd)
-    virtual_size = int(info(source_fd, source_format)["virtual-size"])
-    create(target_fd, target_format, max(size, virtual_size), options)
+    create(target_fd, target_format, size, options)
     if target_format == "raw":
         blank = target_is_zero or not on_block
     else:  # what a device held before shows through clusters that are allocated and never written
@@ -213,7 +220,6 @@ def convert(
         on_progress=on_progress,
     )
     os.fsync(target_fd)
-    return virtual_size
 
 
 def _measure(target_format: str, options: Qcow2Options, *source: str, fds: tuple[int, ...] = ()) -> Measured:

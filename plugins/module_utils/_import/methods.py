@@ -27,6 +27,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.formats i
     ImageFacts,
     check_file,
     check_head,
+    check_limit,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
@@ -239,14 +240,16 @@ class _Convert(_Method):
         request, staged = self.request, self.staged
         target_format = request.wanted.format
         options = dataclasses.replace(request.qcow2 or qemu_img.Qcow2Options(), preallocation=request.preallocation)
-        size = max(self.facts.virtual_size or 0, request.min_size)
+        end = qemu_img.virtual_size(source, request.source_format)
+        check_limit(end, request.max_virtual_size)
+        size = max(end, self.facts.virtual_size or 0, request.min_size)
         self._reserve(source, size, options)
-        end = qemu_img.convert(source, request.source_format, staged.fd, target_format, options, self._tell, size=size)
+        qemu_img.convert(source, request.source_format, staged.fd, target_format, size, options, self._tell)
         if target_format == "qcow2":
             complete_qcow2(self.volume, staged)
         else:
             staged.sink.wrote(end)
-            staged.sink.finish(max(size, end))
+            staged.sink.finish(size)
 
     def _tell(self, part: float) -> None:
         self.watcher.convert(100 * part)

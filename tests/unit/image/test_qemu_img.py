@@ -39,9 +39,10 @@ def device(tmp_path):
     run("losetup", "-d", made.stdout.strip())
 
 
-def convert(source, source_format, target, target_format, **options):
+def convert(source, source_format, target, target_format, size=0, **options):
     with open(source, "rb") as read, open(target, "r+b" if target.exists() else "w+b", buffering=0) as written:
-        qemu_img.convert(read.fileno(), source_format, written.fileno(), target_format, **options)
+        size = max(size, qemu_img.virtual_size(read.fileno(), source_format))
+        qemu_img.convert(read.fileno(), source_format, written.fileno(), target_format, size, **options)
     return target
 
 
