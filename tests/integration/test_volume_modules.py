@@ -527,8 +527,9 @@ def test_what_a_guest_wrote_into_its_disk_opens_nothing(play, tmp_path):
     assert volume["backing_chain"] == [] and volume["health"]["checked"] is False
     assert play("volume_extend", f"path: {disk}\nsize: 16MiB")["changed"] and disk.stat().st_size == 16 * MIB
 
-    unknown = play("volume_info", f"path: {hostile}")["volume"]
-    assert unknown["format_source"] == "detected"
+    secret.unlink()
+    unknown = play("volume_info", f"path: {hostile}\ncheck: true")["volume"]
+    assert unknown["format_source"] == "detected" and unknown["health"]["checked"], "who followed it would miss secret"
     assert unknown["backing_chain"] == [{"path": str(secret), "format": "qcow2", "exists": None, "virtual_size": None}]
 
 

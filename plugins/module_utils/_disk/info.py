@@ -8,9 +8,15 @@ from __future__ import annotations
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import (
+    Disk,
+    check_can_change,
+    check_complete,
+    read_disk,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, HasClones, VolumeInUse
 from ansible_collections.imageferry.glance.plugins.module_utils._export.task import content_of
+from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import check_alone
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import count_faults
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.connection import connected
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests
@@ -73,8 +79,20 @@ def _health(volume: Volume, disk: Disk) -> dict[str, t.Any]:
     if user:
         return {"checked": False, "reason": user}
     try:
-        check_can_change(volume, disk._replace(format_source="option"))
+        _check_can_read(volume, disk)
         with volume.open() as fd:
             return {"checked": True, "reason": None, **count_faults(fd)}
     except FerryError as err:
         return {"checked": False, "reason": err.what}
+
+
+def _check_can_read(volume: Volume, disk: Disk) -> None:
+    """Judges whether qemu-img may look at a qcow2 alone; what a guest may have written is not followed.
+
+    :raises FerryError: see L(check_can_change).
+    """
+    if disk.is_trusted:
+        check_can_change(volume, disk)
+    else:
+        check_complete(volume)
+        check_alone(disk.head, None if volume.is_block else disk.size.size)

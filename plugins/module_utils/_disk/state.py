@@ -75,6 +75,14 @@ def read_disk(volume: Volume, asked: str | None, guests: t.Sequence[GuestDisk]) 
     return Disk(there, told.get(source) or detect(head), source, head, held)
 
 
+def check_complete(volume: Volume) -> None:
+    """
+    :raises VolumeInvalid: its import was not completed.
+    """
+    if volume.is_unfinished():
+        raise VolumeInvalid(f"An import to {volume.label} was not completed.", "Run the import again first.")
+
+
 def check_can_change(volume: Volume, disk: Disk, option: str = "format") -> Qcow2Header | None:
     """Judges whether the disk may be handed to qemu, or to whoever changes it; a qcow2's header.
 
@@ -83,8 +91,7 @@ def check_can_change(volume: Volume, disk: Disk, option: str = "format") -> Qcow
     :raises FormatMismatch: it is not in the format that is said.
     :raises UnsafeImage, UnsupportedFormat, DamagedImage: see L(check_overlay).
     """
-    if volume.is_unfinished():
-        raise VolumeInvalid(f"An import to {volume.label} was not completed.", "Run the import again first.")
+    check_complete(volume)
     if disk.format != "qcow2":
         if not disk.is_trusted and disk.format != "raw":
             _refuse_guess(volume, disk, option)

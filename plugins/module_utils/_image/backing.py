@@ -115,18 +115,26 @@ def _link(backing: Backing, head: bytes | None, followed: bool) -> Link:
 
 
 def read_head(path: str) -> bytes | None:
-    """The first bytes of the file or block device at C(path); None when they cannot be read."""
+    """The first bytes of the file or block device at C(path); None when they cannot be read.
+
+    What is something else is not opened, as that alone has effects: it rewinds a tape, and starts a watchdog.
+    """
     try:
+        if not _holds_bytes(os.stat(path)):
+            return None
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):  # of a name with a null byte
         return None
     try:
-        kind = os.fstat(fd).st_mode
-        return os.pread(fd, HEAD_SIZE, 0) if stat.S_ISREG(kind) or stat.S_ISBLK(kind) else None
+        return os.pread(fd, HEAD_SIZE, 0) if _holds_bytes(os.fstat(fd)) else None
     except OSError:
         return None
     finally:
         os.close(fd)
+
+
+def _holds_bytes(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)
 
 
 def file_size(path: str) -> int | None:
@@ -138,14 +146,23 @@ def file_size(path: str) -> int | None:
         return None
 
 
-def check_overlay(head: bytes, path: str, size: int | None) -> tuple[Qcow2Header, list[Link]]:
-    """Judges a qcow2 of this host, which unlike one from outside may lie over other images.
+def check_alone(head: bytes, size: int | None) -> Qcow2Header:
+    """Judges a qcow2 of this host, which unlike one from outside may lie over other images; these are not opened.
 
-    :raises UnsafeImage: an image of its chain is missing, is no file, or is in a format that would be guessed.
-    :raises UnsupportedFormat, DamagedImage: see L(Qcow2Header.check).
+    :raises UnsafeImage, UnsupportedFormat, DamagedImage: see L(Qcow2Header.check).
     """
     header = Qcow2Header.parse(head)
     header._replace(backing_file_offset=0).check(size)
+    return header
+
+
+def check_overlay(head: bytes, path: str, size: int | None) -> tuple[Qcow2Header, list[Link]]:
+    """Judges a qcow2 of this host and the images that it lies over.
+
+    :raises UnsafeImage: an image of its chain is missing, is no file, or is in a format that would be guessed.
+    :raises UnsupportedFormat, DamagedImage: see L(check_alone).
+    """
+    header = check_alone(head, size)
     chain = read_chain(head, path, follow=True)
     for link in chain:
         if link.virtual_size is None:  # so it is for all but raw and qcow2 images that can be read

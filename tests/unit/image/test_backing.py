@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import sys
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
@@ -139,11 +141,17 @@ def test_an_overlay_is_judged_like_any_other_qcow2(create, tmp_path):
         check_overlay(bytes(encrypted), overlay, os.path.getsize(overlay))
 
 
-@pytest.mark.parametrize("kind", ["gone", "folder", "fifo"])
-def test_what_has_no_first_bytes_has_none(tmp_path, kind):
-    path = tmp_path / kind
+@pytest.mark.parametrize("kind", ["gone", "folder", "fifo", "device"])
+def test_what_has_no_first_bytes_has_none_and_is_not_opened(tmp_path, kind):
+    path, opened = tmp_path / kind, []
     if kind == "folder":
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    assert read_head(str(path)) is None
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    sys.addaudithook(lambda event, about: event == "open" and about[0] == str(path) and opened.append(event))
+    assert read_head(str(path)) is None and not opened
+    with contextlib.suppress(OSError):
+        os.close(os.open(str(path), os.O_RDONLY | os.O_NONBLOCK))
+    assert opened
