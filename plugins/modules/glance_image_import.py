@@ -83,7 +83,8 @@ options:
   size:
     description:
       - The least virtual size of the volume, in bytes or with a unit such as V(20GiB). By default, and at least, the
-        image's own. A volume that is there and smaller is grown; none is ever shrunk.
+        image's own. It is rounded up to whole sectors of 512 bytes. A volume that is there and smaller is grown; none
+        is ever shrunk.
     type: str
   headroom:
     description:

@@ -366,6 +366,25 @@ def test_a_conversion_ends_with_its_module_and_can_be_run_again(play, web, tmp_p
     assert carry(f"{task}\nlock_timeout: 0")["changed"] and (tmp_path / "disk").read_bytes() == raw.read_bytes()
 
 
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_size_becomes_whole_sectors(play, web, tmp_path, image_format):
+    qemu_img("create", "-f", image_format, web.folder / "image", "8M")
+    task = f"url: {web.url}/image\nallow_unverified: true\npath: {tmp_path}/disk\nformat: {image_format}\nsize: 8388609"
+    made = play("glance_image_import", task, python=sys.executable)
+    assert made["volume"]["virtual_size"] == virtual_size(tmp_path / "disk", image_format) == 8 * MIB + 512
+    assert not play("glance_image_import", task)["changed"]
+
+
+def test_a_qcow2_that_qemu_does_not_grow_is_refused_before_it_comes(play, web, tmp_path):
+    image = web.folder / "image"
+    qemu_img("create", "-f", "qcow2", "-o", "compat=0.10", image, "8M")
+    qemu_img("snapshot", "-c", "before", image)
+    task = f"url: {web.url}/image\nallow_unverified: true\npath: {tmp_path}/disk\nformat: qcow2"
+    refused = play("glance_image_import", f"{task}\nsize: 16MiB", python=sys.executable)
+    assert refused["error"] == "unsupported_format" and not (tmp_path / "disk").exists(), refused
+    assert play("glance_image_import", task, python=sys.executable)["changed"]
+
+
 def test_a_converted_disk_is_judged_by_the_size_that_qemu_sees(play, web, tmp_path):
     """A VMDK's footer says another one than its header, and QEMU goes by the footer."""
     image, marker = web.folder / "image", struct.pack("<QII", 1, 0, 3).ljust(512, b"\0")

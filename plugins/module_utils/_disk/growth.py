@@ -9,7 +9,11 @@ import functools
 import re
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import FULL, size_on_block
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import (
+    FULL,
+    check_can_grow,
+    size_on_block,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import Disk, check_can_change, read_disk
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     FerryError,
@@ -158,9 +162,7 @@ def _grow_qcow2(
     before = Sizes(fixed, header.virtual_size)
     image = volume_size = None
     if only != "volume" and wanted > header.virtual_size:
-        if header.version == 2 and header.snapshots:
-            raise UnsupportedFormat(f"{volume.label} is a qcow2 of version 2 with internal snapshots, which qemu does "
-                                    "not grow.", "Remove them, or convert it.")  # fmt: skip
+        check_can_grow(header, volume.label)
         _check_covers_base(volume, disk, header)
         image = round_up(wanted, SECTOR)
     if fixed is not None and only != "image":

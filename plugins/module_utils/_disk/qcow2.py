@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage, UnsupportedFormat
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import parse_share
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Staged, Volume
 
@@ -25,6 +26,17 @@ def size_on_block(headroom: str, used: int, fully_allocated: int, virtual_size: 
     """
     most = max(used, fully_allocated)
     return most if headroom == FULL else min(most, used + parse_share(headroom, virtual_size, "headroom"))
+
+
+def check_can_grow(header: Qcow2Header, label: str) -> None:
+    """
+    :raises UnsupportedFormat: qemu gives it no larger disk.
+    """
+    if header.version == 2 and header.snapshots:
+        raise UnsupportedFormat(
+            f"{label} is a qcow2 of version 2 with internal snapshots, which qemu does not grow.",
+            "Remove them, or convert it.",
+        )
 
 
 def complete_qcow2(volume: Volume, staged: Staged) -> None:

@@ -10,7 +10,11 @@ import dataclasses
 import os
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import complete_qcow2, size_on_block
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import (
+    check_can_grow,
+    complete_qcow2,
+    size_on_block,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     DamagedImage,
     Unverifiable,
@@ -179,6 +183,8 @@ class _Verbatim(_Method):
 
     def check_first(self, head: bytes, size: int | None) -> None:
         super().check_first(head, size)
+        if self.facts.format == "qcow2" and (self.facts.virtual_size or 0) < self.request.min_size:
+            check_can_grow(Qcow2Header.parse(head), "The image")
         if self.facts.format == "raw":
             self.staged.reserve(self.target_size(size))  # it may be mostly holes
         elif self.facts.format == "qcow2" and self.volume.is_block:

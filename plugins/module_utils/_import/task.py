@@ -9,6 +9,7 @@ import dataclasses
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import SECTOR
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     InvalidOption,
     UnsupportedFormat,
@@ -29,7 +30,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._import.plan imp
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._module import mode_of_new_file
-from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size
+from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size, parse_size, round_up
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.checksum import read_checksum
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.control import Control, SilentControl
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.digest import Digest
@@ -123,7 +124,7 @@ def _source_format(params: dict[str, t.Any]) -> str:
 
 def _min_size(params: dict[str, t.Any]) -> int:
     """The least virtual size: what is asked for, and what the image needs by Glance's C(min_disk), in GiB."""
-    asked = parse_size(params["size"], "size") if params["size"] else 0
+    asked = round_up(parse_size(params["size"], "size"), SECTOR) if params["size"] else 0
     return max(asked, ((params["_image"] or {}).get("min_disk") or 0) * 1024**3)
 
 
