@@ -109,7 +109,9 @@ options:
     description: Size of a qcow2's clusters, such as V(64KiB). The image is written anew where this is given.
     type: str
   compress:
-    description: Compresses the clusters of a qcow2, in this way. The image is written anew where this is given.
+    description:
+      - Compresses the clusters of a qcow2, in this way. The image is written anew where this is given.
+      - There is no V(zstd) with O(compat=0.10).
     type: str
     choices: [zlib, zstd]
   staging_dir:

@@ -481,6 +481,9 @@ def test_a_hash_that_the_user_chose_will_do_and_one_that_nobody_knows_is_none(pl
         ("format: raw", os.environ["PATH"], "unverifiable"),
         ("format: raw\nchecksum: md7:00000000", os.environ["PATH"], "unverifiable"),
         ("format: qcow2\nallow_unverified: true", "/nowhere", "missing_dependency"),
+        ("format: qcow2\ncluster_size: 3000", os.environ["PATH"], "invalid_option"),
+        ("format: qcow2\ncompat: '0.10'\ncompress: zstd", os.environ["PATH"], "invalid_option"),
+        ("format: raw\nheadroom: a lot", os.environ["PATH"], "invalid_option"),
     ],
 )
 def test_check_mode_refuses_what_an_import_refuses(

@@ -30,6 +30,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._image.backing import read_backing
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import detect
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import check_kind
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options, require_qemu_img
 from ansible_collections.imageferry.glance.plugins.module_utils._libvirt.guests import find_guests, is_same
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import round_up
@@ -344,9 +345,7 @@ def check_options(wanted: Wanted, base: Base | None) -> None:
                             "Leave out 'preallocation' and 'cluster_size'.")  # fmt: skip
     if wanted.format == "raw" and (wanted.cluster_size or wanted.preallocation == "metadata"):
         raise InvalidOption("A raw disk has no clusters and no metadata.", "Set 'format: qcow2', or leave these out.")
-    size = wanted.cluster_size
-    if size is not None and (size & (size - 1) or not 512 <= size <= 2 << 20):
-        raise InvalidOption(f"'cluster_size: {size}' is no power of two between 512 and 2 MiB.")
+    check_kind(wanted.cluster_size, None, None)
     if wanted.size is not None and wanted.size <= 0:
         raise InvalidOption("'size' is to be more than nothing.")
     if wanted.size is not None and wanted.size > 1 << 62:

@@ -16,6 +16,14 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.interfac
 FULL = "full"
 
 
+def check_headroom(headroom: str) -> None:
+    """
+    :raises InvalidOption: C(headroom) is neither V(full) nor a size nor a percentage.
+    """
+    if headroom != FULL:
+        parse_share(headroom, 0, "headroom")
+
+
 def size_on_block(headroom: str, used: int, fully_allocated: int, virtual_size: int) -> int:
     """The bytes that a qcow2 gets on a block device.
 

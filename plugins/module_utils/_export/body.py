@@ -13,6 +13,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import I
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
 from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Body, RawBody
 from ansible_collections.imageferry.glance.plugins.module_utils._image.content import ContentHasher
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import check_kind
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2_compressed import CompressedQcow2Body
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2_writer import Qcow2Body
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import FlatDisk
@@ -44,8 +45,8 @@ class ImageForm(t.NamedTuple):
             raise InvalidOption(
                 f"'compress' is for a qcow2, and the image will be {self.format}.", "Set 'format: qcow2'."
             )
-        if self.compress == "zstd" and self.compat == "0.10":
-            raise InvalidOption("A qcow2 of 'compat: 0.10' cannot be compressed with zstd.", "Set 'compress: zlib'.")
+        if self.format == "qcow2":
+            check_kind(self.cluster_size, self.compat, self.compress)
         if self.spool_dir is not None and not os.path.isdir(self.spool_dir):
             raise InvalidOption(f"'spool_dir: {self.spool_dir}' is no folder on this host.")
 

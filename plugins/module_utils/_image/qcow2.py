@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     DamagedImage,
+    InvalidOption,
     UnsafeImage,
     UnsupportedFormat,
 )
@@ -23,6 +24,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 MAGIC = b"QFI\xfb"
 HEADER_SIZE = 72
 """Bytes of a version 2 header; the virtual size and the backing file are among them."""
+
+CLUSTER_SIZES = tuple(512 << bits for bits in range(13))
 
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
@@ -139,6 +142,20 @@ class Qcow2Header(t.NamedTuple):
             outside = file_size is not None and offset + length > file_size
             if length and (offset < cluster or offset % cluster or outside):
                 raise DamagedImage(f"The qcow2's {name} at {offset} lies outside the image.")
+
+
+def check_kind(cluster_size: int | None, compat: str | None, compression_type: str | None) -> None:
+    """Refuses a kind of qcow2 that there is not; what is None is left to whoever writes it.
+
+    :raises InvalidOption: there is no such kind.
+    """
+    if cluster_size is not None and cluster_size not in CLUSTER_SIZES:
+        raise InvalidOption(
+            f"A qcow2 has no clusters of {cluster_size} bytes.",
+            "Set 'cluster_size' to a power of two from 512 to 2MiB, or leave it out.",
+        )
+    if compat == "0.10" and compression_type == "zstd":
+        raise InvalidOption("A qcow2 of 'compat: 0.10' cannot be compressed with zstd.", "Set 'compress: zlib'.")
 
 
 def read_virtual_size(head: bytes) -> int:

@@ -21,12 +21,11 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks im
 from ansible_collections.imageferry.glance.plugins.module_utils._image.body import Piece, zeros
 from ansible_collections.imageferry.glance.plugins.module_utils._image.compress import COMPRESSION_TYPES
 from ansible_collections.imageferry.glance.plugins.module_utils._image.content import ContentHasher, read_hashed
-from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import HEADER_SIZE, MAGIC
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import HEADER_SIZE, MAGIC, check_kind
 from ansible_collections.imageferry.glance.plugins.module_utils._nbd.interface import FlatDisk
 from ansible_collections.imageferry.glance.plugins.module_utils._sizes import format_size
 
 DEFAULT_CLUSTER_SIZE = 1 << 16
-CLUSTER_SIZES = tuple(512 << bits for bits in range(13))
 VERSIONS = {"0.10": 2, "1.1": 3}
 """The values of compat, and the versions of the header that they stand for."""
 
@@ -52,13 +51,10 @@ class Geometry:
     """
 
     def __init__(self, disk_size: int, cluster_size: int, compat: str, compression_type: str = "zlib") -> None:
-        if cluster_size not in CLUSTER_SIZES:
-            raise InvalidOption(f"A qcow2 has no clusters of {cluster_size} bytes.", "Use a power of two up to 2MiB.")
+        check_kind(cluster_size, compat, compression_type)
         if compat not in VERSIONS:
             raise InvalidOption(f"A qcow2 has no 'compat: {compat}'; {' and '.join(VERSIONS)} there are.")
         self.version, self._compression = VERSIONS[compat], COMPRESSION_TYPES[compression_type]
-        if self._compression and self.version == 2:
-            raise InvalidOption(f"A qcow2 of 'compat: {compat}' is not compressed with {compression_type}.")
         self.virtual_size = disk_size + -disk_size % _SECTOR
         self.cluster = cluster_size
         self.span = cluster_size // 8 * cluster_size

@@ -10,6 +10,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import SECTOR
+from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 import check_headroom
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     InvalidOption,
     UnsupportedFormat,
@@ -21,6 +22,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._http import (
     http_options,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import FORMATS
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import check_kind
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qemu_img import Qcow2Options
 from ansible_collections.imageferry.glance.plugins.module_utils._import.plan import (
     Plan,
@@ -82,6 +84,7 @@ def import_task(module: AnsibleModule) -> dict[str, t.Any]:
 def _request(module: AnsibleModule, given: Addresses, options: HttpOptions) -> ImportRequest:
     params = module.params
     source_format = params["_image"]["disk_format"] if params["_image"] else _source_format(params)
+    check_headroom(params["headroom"])
     volume_format = source_format if params["format"] == "keep" else params["format"]
     if volume_format not in FORMATS or (volume_format == "iso" and source_format != "iso"):
         raise UnsupportedFormat(
@@ -143,7 +146,9 @@ def _qcow2_options(params: dict[str, t.Any], volume_format: str) -> Qcow2Options
                 "A compressed qcow2 cannot be preallocated.", "Leave out 'compress' or 'preallocation'."
             )
         given.update(compress=True, compression_type=given["compress"])
-    return Qcow2Options(**given)
+    options = Qcow2Options(**given)
+    check_kind(options.cluster_size, options.compat, options.compression_type)
+    return options
 
 
 def _wanted_image(params: dict[str, t.Any], volume_format: str) -> Provenance:

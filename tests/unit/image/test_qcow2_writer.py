@@ -26,9 +26,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image import zs
 from ansible_collections.imageferry.glance.plugins.module_utils._image.blocks import DataMap
 from ansible_collections.imageferry.glance.plugins.module_utils._image.content import ContentHasher, survey
 from ansible_collections.imageferry.glance.plugins.module_utils._image.decode import Qcow2Decoder
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import CLUSTER_SIZES
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2_compressed import CompressedQcow2Body
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2_writer import (
-    CLUSTER_SIZES,
     Geometry,
     Qcow2Body,
     ones,
