@@ -366,6 +366,14 @@ def test_a_conversion_ends_with_its_module_and_can_be_run_again(play, web, tmp_p
     assert carry(f"{task}\nlock_timeout: 0")["changed"] and (tmp_path / "disk").read_bytes() == raw.read_bytes()
 
 
+def test_an_iso_that_becomes_a_raw_disk_has_the_size_that_is_asked_for(play, web, tmp_path):
+    (web.folder / "image").write_bytes(bytes(0x8000) + b"\1CD001".ljust(2048, b"\0"))
+    task = f"url: {web.url}/image\nallow_unverified: true\nsource_format: iso\nformat: raw\npath: {tmp_path}/disk"
+    made = play("glance_image_import", f"{task}\nsize: 1MiB", python=sys.executable)
+    assert made["volume"]["virtual_size"] == (tmp_path / "disk").stat().st_size == MIB
+    assert not play("glance_image_import", f"{task}\nsize: 1MiB")["changed"]
+
+
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_a_size_becomes_whole_sectors(play, web, tmp_path, image_format):
     qemu_img("create", "-f", image_format, web.folder / "image", "8M")

@@ -177,7 +177,7 @@ class _Verbatim(_Method):
         if self.facts.format == "qcow2":
             qemu_img.check(self.staged.fd, "qcow2")
             _grow_qcow2(self.staged.fd, self.facts.virtual_size or 0, self.request.min_size)
-        elif self.facts.format == "raw" and not self.volume.is_block and self.size < self.request.min_size:
+        elif self.request.wanted.format == "raw" and not self.volume.is_block and self.size < self.request.min_size:
             self.staged.sink.finish(self.request.min_size)  # a block device is zeroed to its end already
         return received
 
@@ -185,7 +185,7 @@ class _Verbatim(_Method):
         super().check_first(head, size)
         if self.facts.format == "qcow2" and (self.facts.virtual_size or 0) < self.request.min_size:
             check_can_grow(Qcow2Header.parse(head), "The image")
-        if self.facts.format == "raw":
+        if self.request.wanted.format == "raw":
             self.staged.reserve(self.target_size(size))  # it may be mostly holes
         elif self.facts.format == "qcow2" and self.volume.is_block:
             self.staged.reserve(self._size_of_qcow2(head, size))
