@@ -20,7 +20,7 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, InvalidOption
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, InvalidOption, TokenExpired
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions, Lost
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.source import HttpSource, StartOver
 
@@ -149,10 +149,10 @@ class ParallelSource:
             self._dismiss()
             self._tuner.stay_alone()
             return 0
-        except FerryError:
+        except FerryError as err:
             self._dismiss()
             self._tuner.stay_alone()
-            if not self._stream.is_connected:
+            if isinstance(err, TokenExpired) and not self._stream.is_connected:
                 raise
             return 0
         if not count:

@@ -156,6 +156,13 @@ def test_a_server_that_is_busy_gets_fewer_connections(carry, proxy, status):
     assert carry().connections >= 2, "the stream that was there first has brought all of it"
 
 
+def test_a_server_that_refuses_a_further_connection_is_read_over_one(carry, proxy):
+    proxy.programme(*[GOOD] * 6, Fault(status=403))
+    received = carry()
+    assert received.connections == 4 and received.restarts == 0
+    assert any(asked.endswith("-") for asked in ranges(proxy)), "the stream has read on to the end"
+
+
 def test_a_server_that_fails_for_good_is_given_up(carry, proxy):
     proxy.programme(*[GOOD] * 6, then=itertools.repeat(Fault(cut=10)))
     with pytest.raises(TransferFailed, match="2 retries"):
