@@ -113,13 +113,18 @@ class HttpSource:
         return self.size
 
     def read_text(self, limit: int = 1 << 20) -> str:
-        """The whole object, a small text.
+        """The whole object, a small text, begun again where it has to be.
 
         :raises SizeMismatch: it has more than C(limit) bytes.
+        :raises FerryError: it failed for good, or too often.
         """
-        buffer = bytearray(limit + 1)
+        buffer, length = bytearray(limit + 1), None
         with memoryview(buffer) as view:
-            length = self.readinto(view)
+            while length is None:
+                try:
+                    length = self.readinto(view)
+                except StartOver as err:
+                    self.restart(err)
         if length > limit:
             raise SizeMismatch(f"{public_url(self.url)} is larger than {limit} bytes.", "Check the address.")
         return buffer[:length].decode(errors="replace")

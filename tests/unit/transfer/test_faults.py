@@ -24,9 +24,11 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import pacing
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import pacing as pacing_module
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.checksum import read_checksum
+from ansible_collections.imageferry.glance.plugins.module_utils._transfer.exchange import HttpOptions
 from faulty_proxy import Fault
 
-from .conftest import CONTENT
+from .conftest import CONTENT, DIGEST
 
 SIZE = len(CONTENT)
 MIB = 1024**2
@@ -278,6 +280,17 @@ def test_a_body_of_unknown_size_has_a_limit(fetch, proxy):
     proxy.programme(then=itertools.repeat(Fault(framing="close")))
     fetch.fails(ImageTooLarge, proxy.url("/image"), limit=len(CONTENT) - 1)
     fetch(proxy.url("/image"), limit=len(CONTENT))
+
+
+@pytest.mark.parametrize("fault", [Fault(cut=20, framing="chunked"), Fault(cut=20, drop_range=True)])
+def test_a_list_of_checksums_is_read_from_its_start_where_the_connection_broke(proxy, folder, fault):
+    (folder / "SUMS").write_text(f"{DIGEST.value}  image\n")
+    asked = (f"sha512:{proxy.url('/SUMS')}", proxy.url("/image"), HttpOptions(retries=2))
+    proxy.programme(fault, Fault(drop_range=True))
+    assert read_checksum(*asked) == DIGEST
+    proxy.programme(then=itertools.repeat(Fault(cut=20, drop_range=True)))
+    with pytest.raises(TransferFailed, match="2 fresh starts"):
+        read_checksum(*asked)
 
 
 def test_a_rate_limit_is_held_evenly(fetch, proxy, monkeypatch):
