@@ -117,9 +117,10 @@ options:
   staging_dir:
     description:
       - Folder for what cannot be written to the volume at once. By default it is the volume's own for files, and
-        C(/var/tmp) for block devices. Its space is checked first.
-      - It holds the whole image while it is converted (not from qcow2 to raw), and those parts of a qcow2 that come
-        before its tables say where they belong, which is hardly anything of one that qemu-img has written.
+        C(/var/tmp) for block devices.
+      - It holds the whole image while it is converted (not from qcow2 to raw); its space is checked first then.
+      - It also holds those parts of a qcow2 that becomes raw which come before its tables say where they belong. That
+        is hardly anything of one that qemu-img has written, and nobody knows before how much.
     type: path
   overwrite:
     description:

@@ -23,7 +23,18 @@ from pathlib import Path
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
-from conftest import HOST_PYTHON, MIB, Playbook, descendants, loop_device, qemu_img, virtual_size, wait_for
+from conftest import (
+    HOST_PYTHON,
+    MIB,
+    Playbook,
+    descendants,
+    loop_device,
+    qemu_img,
+    qemu_io,
+    small_folder,
+    virtual_size,
+    wait_for,
+)
 
 
 @pytest.fixture
@@ -393,6 +404,18 @@ def test_a_qcow2_that_qemu_does_not_grow_is_refused_before_it_comes(play, web, t
     assert play("glance_image_import", task, python=sys.executable)["changed"]
 
 
+def test_no_room_for_parts_that_have_to_wait_is_told_apart_from_that_for_the_disk(play, web, tmp_path):
+    image = web.folder / "image"
+    qemu_img("create", "-f", "qcow2", "-o", "cluster_size=4k", image, "8M")
+    qemu_io(image, "qcow2", "write -P 7 0 8M")
+    qemu_img("resize", "-f", "qcow2", image, "100M")  # its L1 table moves behind all that it maps
+    task = f"url: {web.url}/image\nallow_unverified: true\nsource_format: qcow2\nformat: raw\npath: {tmp_path}/disk"
+    with small_folder(tmp_path / "small", "1m") as folder:
+        refused = play("glance_image_import", f"{task}\nstaging_dir: {folder}", python=sys.executable)
+    assert refused["error"] == "no_space" and not (tmp_path / "disk").exists(), refused
+    assert f"in {folder}" in refused["msg"] and "'staging_dir'" in refused["msg"]
+
+
 def test_a_converted_disk_is_judged_by_the_size_that_qemu_sees(play, web, tmp_path):
     """A VMDK's footer says another one than its header, and QEMU goes by the footer."""
     image, marker = web.folder / "image", struct.pack("<QII", 1, 0, 3).ljust(512, b"\0")
@@ -492,6 +515,11 @@ def test_a_hash_that_the_user_chose_will_do_and_one_that_nobody_knows_is_none(pl
         ("format: qcow2\ncluster_size: 3000", os.environ["PATH"], "invalid_option"),
         ("format: qcow2\ncompat: '0.10'\ncompress: zstd", os.environ["PATH"], "invalid_option"),
         ("format: raw\nheadroom: a lot", os.environ["PATH"], "invalid_option"),
+        (
+            "format: raw\nsource_format: qcow2\nallow_unverified: true\nstaging_dir: /nowhere",
+            os.environ["PATH"],
+            "invalid_option",
+        ),
     ],
 )
 def test_check_mode_refuses_what_an_import_refuses(

@@ -9,7 +9,10 @@ import os
 import tempfile
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
+
 _PIECE = 1 << 20
+_REMEDY = "Set 'staging_dir' to a folder that has room."
 
 
 class Spool:
@@ -28,14 +31,18 @@ class Spool:
         self._shared = _BitSet()  # clusters of which a part was used, as several compressed clusters lie in one
 
     def put(self, piece: memoryview, offset: int) -> None:
-        """Keeps some bytes."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (until close)
+        """Keeps some bytes.
+
+        :raises NoSpace, VolumeInvalid, StorageError: the folder does not take them.
+        """
         self._held.add(*self._clusters(offset, len(piece)))
         self.size += len(piece)
-        while piece:
-            written = os.pwrite(self._file.fileno(), piece, offset)
-            piece, offset = piece[written:], offset + written
+        with storage_errors(f"keep parts of the image in {self._folder}", _REMEDY):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (until close)
+            while piece:
+                written = os.pwrite(self._file.fileno(), piece, offset)
+                piece, offset = piece[written:], offset + written
 
     def share(self, offset: int, length: int) -> None:
         """Notes that some bytes were used without their clusters being used up."""

@@ -17,6 +17,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._disk.qcow2 impo
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     DamagedImage,
+    InvalidOption,
     Unverifiable,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._image import qemu_img
@@ -54,6 +55,7 @@ def check_can_fetch(request: ImportRequest) -> None:
     """
     :raises Unverifiable: the image would not be verified, and that was not allowed.
     :raises MissingDependency: this host has no qemu-img, which it takes.
+    :raises InvalidOption: what has to be put aside cannot be put where it is to.
     """
     if request.digest is not None:
         request.digest.hasher()
@@ -66,6 +68,12 @@ def check_can_fetch(request: ImportRequest) -> None:
         )
     if "qcow2" in (request.wanted.format, request.source_format) or request.method == "convert":
         qemu_img.require_qemu_img()
+    folder = request.staging_dir
+    if request.method != "verbatim" and folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        raise InvalidOption(
+            f"'staging_dir: {folder}' is no folder on this host that can be written to.",
+            "Make it first, or leave it out.",
+        )
 
 
 def fetch(request: ImportRequest, volume: Volume, source: Source, staged: Staged, watcher: Watcher) -> Received:

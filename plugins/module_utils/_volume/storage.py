@@ -20,10 +20,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def storage_errors(attempt: str) -> t.Iterator[None]:
+def storage_errors(attempt: str, remedy: str | None = None) -> t.Iterator[None]:
     """Turns what the storage reports into this collection's errors; a missing file stays C(FileNotFoundError).
 
     :param attempt: what was tried, for the message: C(read /a/b).
+    :param remedy: what to do, where that is not the error's own.
     """
     try:
         yield
@@ -31,7 +32,7 @@ def storage_errors(attempt: str) -> t.Iterator[None]:
         raise
     except OSError as err:
         if err.errno in _FULL:
-            raise NoSpace(f"Cannot {attempt}: {err.strerror}.") from err
+            raise NoSpace(f"Cannot {attempt}: {err.strerror}.", remedy) from err
         if err.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise VolumeInvalid(f"Cannot {attempt}: {err.strerror}.") from err
-        raise StorageError(f"Cannot {attempt}: {err.strerror or err}.") from err
+            raise VolumeInvalid(f"Cannot {attempt}: {err.strerror}.", remedy) from err
+        raise StorageError(f"Cannot {attempt}: {err.strerror or err}.", remedy) from err
