@@ -8,7 +8,8 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   timeout:
-    description: Seconds without a byte, or with hardly any, after which a connection is given up, and made again.
+    description:
+      - Seconds without a byte, or with hardly any, after which a connection is given up, and made again. At least V(1).
     type: int
     default: 60
   retries:

@@ -53,9 +53,11 @@ def http_options(module: AnsibleModule, tokens: TokenSupply | None) -> HttpOptio
     """How the module is to talk to a server.
 
     :param tokens: where a new token comes from.
-    :raises InvalidOption: a file that is named cannot be read.
+    :raises InvalidOption: a file that is named cannot be read, or an option is not what it has to be.
     """
     params = module.params
+    if params["timeout"] < 1:
+        raise InvalidOption(f"'timeout: {params['timeout']}' is less than a second.", "Allow more.")
     return HttpOptions(
         token=params["_token"],
         tokens=tokens,

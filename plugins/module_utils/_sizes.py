@@ -10,8 +10,9 @@ import re
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import InvalidOption
 
 _SLOWEST = 1024
+_MOST = 1 << 62  # what no storage holds, and the kernel's offsets of 63 bits still do
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_PERCENT = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*%")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
 
 
@@ -21,13 +22,15 @@ def parse_size(text: str | int, option: str) -> int:
     Units are powers of 1024 with or without the C(i), as qemu-img and LVM take them.
 
     :param option: the option's name, for the message.
-    :raises InvalidOption: it is not a size.
+    :raises InvalidOption: it is not a size, or one that no storage has.
     """
     match = _SIZE.fullmatch(str(text).strip())
     if match is None:
         raise InvalidOption(f"'{option}: {text}' is not a size.", "Write bytes, or a number with a unit such as 20GiB.")
-    power = "KMGTPE".index(match["unit"].upper()) + 1 if match["unit"] else 0
-    return int(float(match["number"]) * 1024**power) if "." in match["number"] else int(match["number"]) * 1024**power
+    unit = 1024 ** ("KMGTPE".index(match["unit"].upper()) + 1) if match["unit"] else 1
+    if float(match["number"]) * unit > _MOST:
+        raise InvalidOption(f"No storage holds the bytes of '{option}: {text}'.", "Write a smaller size.")
+    return int(float(match["number"]) * unit) if "." in match["number"] else int(match["number"]) * unit
 
 
 def parse_share(text: str | int, whole: int, option: str) -> int:

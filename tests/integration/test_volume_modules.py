@@ -515,6 +515,8 @@ def test_a_hash_that_the_user_chose_will_do_and_one_that_nobody_knows_is_none(pl
         ("format: qcow2\ncluster_size: 3000", os.environ["PATH"], "invalid_option"),
         ("format: qcow2\ncompat: '0.10'\ncompress: zstd", os.environ["PATH"], "invalid_option"),
         ("format: raw\nheadroom: a lot", os.environ["PATH"], "invalid_option"),
+        ("format: raw\nsize: 16EiB", os.environ["PATH"], "invalid_option"),
+        ("format: raw\nallow_unverified: true\ntimeout: 0", os.environ["PATH"], "invalid_option"),
         (
             "format: raw\nsource_format: qcow2\nallow_unverified: true\nstaging_dir: /nowhere",
             os.environ["PATH"],

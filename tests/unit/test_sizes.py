@@ -20,7 +20,9 @@ def test_sizes_are_read(text, size):
     assert parse_size(text, "size") == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "10%", "+1GiB", "1XB"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1", "10%", "+1GiB", "1XB", "16EiB", "4097PiB", "9" * 5000, "9" * 5000 + ".5"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InvalidOption, match="size"):
         parse_size(text, "size")

@@ -348,5 +348,3 @@ def check_options(wanted: Wanted, base: Base | None) -> None:
     check_kind(wanted.cluster_size, None, None)
     if wanted.size is not None and wanted.size <= 0:
         raise InvalidOption("'size' is to be more than nothing.")
-    if wanted.size is not None and wanted.size > 1 << 62:
-        raise VolumeInvalid(f"No storage holds {wanted.size} bytes.", "Write a smaller 'size'.")
