@@ -14,15 +14,16 @@ import typing as t
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage, UnsafeImage
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, detect
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import (
+    HEADER_SIZE,
     MAGIC,
     Qcow2Header,
+    read_extensions,
     read_virtual_size,
 )
 
 _NAME = struct.Struct(">QI")  # backing_file_offset and backing_file_size of docs/interop/qcow2.rst
 _NAME_AT, _HEADER_LENGTH_AT = 8, 100
-_EXTENSION = struct.Struct(">II")
-_END, _BACKING_FORMAT = 0, 0xE2792ACA
+_BACKING_FORMAT = 0xE2792ACA
 _LONGEST_NAME = 1023
 _LONGEST_CHAIN = 64
 _PROTOCOL = re.compile(r"[^:/]*:")  # qemu's path_has_protocol: a colon before the first slash
@@ -70,15 +71,9 @@ def read_backing(head: bytes, folder: str) -> Backing | None:
 
 def _backing_format(head: bytes) -> str | None:
     version, header_length = int.from_bytes(head[4:8], "big"), int.from_bytes(head[_HEADER_LENGTH_AT:104], "big")
-    position = header_length if version >= 3 else 72
-    while position + _EXTENSION.size <= len(head):
-        kind, length = _EXTENSION.unpack_from(head, position)
-        position += _EXTENSION.size
-        if kind == _END:
-            return None
+    for kind, start, length in read_extensions(head, header_length if version >= 3 else HEADER_SIZE):
         if kind == _BACKING_FORMAT:
-            return head[position : position + length].decode("ascii", "replace")
-        position += (length + 7) // 8 * 8
+            return head[start : start + length].decode("ascii", "replace")
     return None
 
 

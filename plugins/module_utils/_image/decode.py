@@ -19,7 +19,7 @@ import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import DamagedImage
 from ansible_collections.imageferry.glance.plugins.module_utils._image.expand import find_expander
-from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
+from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import OFFSET_MASK, Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._image.spool import Spool
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Sink
 
@@ -27,7 +27,6 @@ _BUFFER = 1 << 20
 _HEAD = 1 << 16
 _BLOCK = 1 << 16  # the unit in which sinks look for zeros
 _SECTOR = 512
-_OFFSET_MASK = 0x00FFFFFFFFFFFE00
 _ZERO_FLAG, _COMPRESSED_FLAG = 1 << 0, 1 << 62
 _MOST_WAITING = 1 << 19  # extents; 24 bytes each
 _MOST_L1_ENTRIES = 1 << 19
@@ -280,7 +279,7 @@ class Qcow2Decoder:
         if extent.kind == _L1:
             self._add(self._l2_tables(entries, extent.guest))
         elif extent.kind == _REFCOUNTS:
-            blocks = (entry & _OFFSET_MASK for entry in entries)
+            blocks = (entry & OFFSET_MASK for entry in entries)
             self._add((_Extent(host, self._cluster, 0, _UNREAD) for host in blocks if host), _MOST_WAITING)
         elif not self._add(self._clusters(entries, extent.guest), _MOST_WAITING):
             self._spool.put(memoryview(content), extent.host)
@@ -289,8 +288,8 @@ class Qcow2Decoder:
     def _l2_tables(self, entries: array.array[int], guest: int) -> t.Iterator[_Extent]:
         span = self._cluster // 8 * self._cluster
         for entry in entries:
-            if entry & _OFFSET_MASK:
-                yield _Extent(self._aligned(entry & _OFFSET_MASK), self._cluster, guest, _L2)
+            if entry & OFFSET_MASK:
+                yield _Extent(self._aligned(entry & OFFSET_MASK), self._cluster, guest, _L2)
             guest += span
 
     def _clusters(self, entries: array.array[int], guest: int) -> t.Iterator[_Extent]:
@@ -299,14 +298,14 @@ class Qcow2Decoder:
         host = length = start = 0
         kind = _UNREAD
         for offset, entry in zip(itertools.count(guest, cluster), entries):
-            if not entry & (_OFFSET_MASK | _ZERO_FLAG | _COMPRESSED_FLAG):
+            if not entry & (OFFSET_MASK | _ZERO_FLAG | _COMPRESSED_FLAG):
                 continue
             if entry & _COMPRESSED_FLAG:
                 yield self._compressed_cluster(entry, offset)
                 continue
             if entry & _ZERO_FLAG and not known_zeros:
                 raise DamagedImage("The qcow2 of version 2 has clusters that only version 3 knows.")
-            at, is_kind = entry & _OFFSET_MASK, _UNREAD if entry & _ZERO_FLAG else _DATA
+            at, is_kind = entry & OFFSET_MASK, _UNREAD if entry & _ZERO_FLAG else _DATA
             if not at:
                 continue
             if at == host + length and is_kind == kind and offset == start + length:

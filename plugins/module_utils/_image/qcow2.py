@@ -25,6 +25,9 @@ MAGIC = b"QFI\xfb"
 HEADER_SIZE = 72
 """Bytes of a version 2 header; the virtual size and the backing file are among them."""
 
+OFFSET_MASK = 0x00FFFFFFFFFFFE00
+"""The bits of a table's entry that are an offset."""
+
 CLUSTER_SIZES = tuple(512 << bits for bits in range(13))
 
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
@@ -38,7 +41,6 @@ _MAX_L1_BYTES = 32 * 1024**2  # QCOW_MAX_L1_SIZE of block/qcow2.h
 _MAX_REFCOUNT_TABLE_BYTES = 8 * 1024**2  # QCOW_MAX_REFTABLE_SIZE
 _MAX_REFCOUNT_ORDER = 6
 _MAX_SNAPSHOTS, _SNAPSHOT_SIZE = 256, 40  # qemu allows 65536; an entry of its table is at least so many bytes
-_OFFSET_MASK = 0x00FFFFFFFFFFFE00  # the bits of an L1 or refcount table's entry that are an offset
 _PIECE = 1 << 20
 
 
@@ -183,10 +185,21 @@ def check_tables(fd: int) -> None:
             entries = array.array("Q", os.pread(fd, min(_PIECE, offset + length - position) // 8 * 8, position))
             if sys.byteorder == "little":
                 entries.byteswap()
-            offsets = [entry & _OFFSET_MASK for entry in entries if entry]
+            offsets = [entry & OFFSET_MASK for entry in entries if entry]
             named += len(offsets)
             if named * cluster > file_size or max(offsets, default=0) >= file_size:
                 raise DamagedImage(f"The qcow2's {name} names clusters that are not in the image.")
+
+
+def read_extensions(head: bytes, position: int) -> t.Iterator[tuple[int, int, int]]:
+    """The type, the offset and the length of each header extension from C(position) on that begins in C(head)."""
+    while position + _EXTENSION.size <= len(head):
+        kind, length = _EXTENSION.unpack_from(head, position)
+        if kind == _END:
+            return
+        position += _EXTENSION.size
+        yield kind, position, length
+        position += (length + 7) // 8 * 8
 
 
 def _extension_types(head: bytes, position: int) -> t.Iterator[int]:
@@ -194,11 +207,7 @@ def _extension_types(head: bytes, position: int) -> t.Iterator[int]:
 
     :raises DamagedImage: one is cut off at its end.
     """
-    while position + _EXTENSION.size <= len(head):
-        kind, length = _EXTENSION.unpack_from(head, position)
-        if kind == _END:
-            return
-        yield kind
-        position += _EXTENSION.size + (length + 7) // 8 * 8
-        if position > len(head):
+    for kind, start, length in read_extensions(head, position):
+        if start + (length + 7) // 8 * 8 > len(head):
             raise DamagedImage("The qcow2's header extensions are cut off, or go beyond its first 64 KiB.")
+        yield kind
