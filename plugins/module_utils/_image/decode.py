@@ -123,14 +123,6 @@ class Qcow2Decoder:
             with memoryview(buffer) as view:
                 self._feed(view[:length])
 
-    def wrote(self, end: int) -> None:
-        """Not possible: nobody else has written what was never seen."""
-        raise NotImplementedError
-
-    def read_back(self, end: int) -> t.Iterator[memoryview]:
-        """Not possible: a disk does not give back the qcow2 that it was made of."""
-        raise NotImplementedError
-
     def finish(self, size: int) -> None:
         """Completes the disk of a qcow2 of C(size) bytes, durably.
 

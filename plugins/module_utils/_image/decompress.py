@@ -92,14 +92,6 @@ class Decompressor:
         for piece in self._expander.expand(data):
             self._put(piece)
 
-    def wrote(self, end: int) -> None:
-        """Not possible: nobody else has written what was never seen."""
-        raise NotImplementedError
-
-    def read_back(self, end: int) -> t.Iterator[memoryview]:
-        """Not possible: what was expanded does not give back the compressed bytes."""
-        raise NotImplementedError
-
     def finish(self, size: int) -> None:
         """Completes what C(size) compressed bytes expand to, durably.
 

@@ -37,6 +37,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._image.formats i
 from ansible_collections.imageferry.glance.plugins.module_utils._image.qcow2 import Qcow2Header
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer.receive import (
+    ReadBack,
     Received,
     Reception,
     Source,
@@ -113,12 +114,13 @@ class _Method(abc.ABC):
         """The image's own word on itself."""
         return check_head(head, self.request.source_format, size, self.request.max_virtual_size)
 
-    def receive(self, sink: Sink, held: int = 0) -> Received:
-        """Carries all bytes to C(sink), decompressed if they are to be."""
+    def receive(self, sink: Sink, held: int = 0, read_back: ReadBack | None = None) -> Received:
+        """Carries all bytes to C(sink), decompressed if they are to be; see L(Reception.run) for the rest."""
         request = self.request
         limit = request.max_virtual_size * (_QCOW2_OVERHEAD if request.source_format == "qcow2" else 1)
         if request.decompress == "none":
-            received = Reception(self.source, sink, request.digest, self.check_first, self.watcher, limit).run(held)
+            reception = Reception(self.source, sink, request.digest, self.check_first, self.watcher, limit)
+            received = reception.run(held, read_back)
             self.size = received.size
         else:
             content = Decompressor(sink, request.decompress, limit, lambda head: self.check_first(head, None))
@@ -157,10 +159,6 @@ class _LateSink:
         self._is_used = True
         self._staged.sink.write(buffer, length, offset)
 
-    def wrote(self, end: int) -> None:
-        """Notes that the first C(end) bytes were written by another program, and are to stay."""
-        self._staged.sink.wrote(end)
-
     def read_back(self, end: int) -> t.Iterator[memoryview]:
         """The first C(end) bytes, as an earlier run has written them, piece by piece."""
         self._is_used = True
@@ -180,7 +178,8 @@ class _Verbatim(_Method):
     """The volume's bytes are the image's."""
 
     def run(self) -> Received:
-        received = self.receive(_LateSink(self.staged), self.staged.held)
+        sink = _LateSink(self.staged)
+        received = self.receive(sink, self.staged.held, sink.read_back)
         self.facts = self.judge(os.pread(self.staged.fd, HEAD_SIZE, 0), self.size)
         if self.facts.format == "qcow2":
             qemu_img.check(self.staged.fd, "qcow2")
@@ -238,7 +237,7 @@ class _Convert(_Method):
         resumable = request.digest is not None and request.decompress == "none"
         with FileVolume(path) as copy, copy.staged(request.lock_timeout, wanted, resumable) as source:
             self._copy = source
-            received = self.receive(source.sink, source.held)
+            received = self.receive(source.sink, source.held, source.sink.read_back)
             self.facts = check_file(source.fd, request.source_format, request.max_virtual_size)
             if request.source_format == "qcow2":
                 qemu_img.check(source.fd, "qcow2")

@@ -29,6 +29,8 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.interfac
 
 HEAD = 1 << 16
 
+ReadBack = t.Callable[[int], t.Iterator[memoryview]]
+
 
 class Source(t.Protocol):
     """Where the bytes come from, as one stream; L(HttpSource) says what each of these does."""
@@ -113,10 +115,11 @@ class Reception:
     watcher: Watcher
     limit: int | None = None
 
-    def run(self, held: int = 0) -> Received:
+    def run(self, held: int = 0, read_back: ReadBack | None = None) -> Received:
         """Carries what is missing.
 
         :param held: the bytes that the sink has from an earlier run, a multiple of its block.
+        :param read_back: gives them, see L(Target.read_back); None where the sink keeps none.
         :raises ImageTooLarge: more arrived than L(limit).
         :raises ChecksumMismatch, SizeMismatch: other bytes arrived than promised, also at the second attempt.
         :raises FerryError, OSError: the source, the check or the sink failed.
@@ -127,7 +130,7 @@ class Reception:
         second = False  # whether bytes that were not the promised ones have arrived already
         while True:
             try:
-                digest = self._receive(held)
+                digest = self._receive(held, read_back)
                 break
             except StartOver as err:
                 restarted = str(err)
@@ -145,11 +148,11 @@ class Reception:
             source.restarts, restarted, connections=source.connections,
         )  # fmt: skip
 
-    def _receive(self, held: int) -> Digest | None:
+    def _receive(self, held: int, read_back: ReadBack | None) -> Digest | None:
         """One attempt; the hash of all bytes."""
         hasher = self.expected.hasher() if self.expected else None
-        if held:
-            self._read_back(held, hasher)
+        if held and read_back is not None:
+            self._judge_held(held, read_back, hasher)
         pool = BufferPool()
         stages = [Stage(pool, self.sink.write)]
         if hasher is not None:
@@ -171,10 +174,10 @@ class Reception:
             )
         return digest
 
-    def _read_back(self, held: int, hasher: t.Any) -> None:
+    def _judge_held(self, held: int, read_back: ReadBack, hasher: t.Any) -> None:
         """Judges and hashes what an earlier run has brought: a hash cannot be gone on with otherwise."""
         position = 0
-        for piece in self.sink.read_back(held):
+        for piece in read_back(held):
             if position == 0:
                 self.check_head(bytes(piece[:HEAD]), self.source.size)
             hasher.update(piece)

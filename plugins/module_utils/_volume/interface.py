@@ -39,14 +39,18 @@ class Sink(t.Protocol):
     def write(self, buffer: bytearray, length: int, offset: int) -> None:
         """Writes the first C(length) bytes of C(buffer) at C(offset)."""
 
+    def finish(self, size: int) -> None:
+        """Completes the C(size) bytes, durably; on storage that is larger, nothing old can be read after them."""
+
+
+class Target(Sink, t.Protocol):
+    """A sink whose bytes are kept as they are written, so that others may have written some of them before."""
+
     def wrote(self, end: int) -> None:
         """Notes that the first C(end) bytes were written by another program, and are to stay."""
 
     def read_back(self, end: int) -> t.Iterator[memoryview]:
         """The first C(end) bytes, as an earlier run has written them, piece by piece."""
-
-    def finish(self, size: int) -> None:
-        """Completes the C(size) bytes, durably; on storage that is larger, nothing old can be read after them."""
 
 
 class Staged(t.Protocol):
@@ -59,7 +63,7 @@ class Staged(t.Protocol):
     held: int
 
     @property
-    def sink(self) -> Sink:
+    def sink(self) -> Target:
         """Writes to it, after L(reserve)."""
 
     @property

@@ -37,7 +37,7 @@ def carry(tmp_path, proxy):
         source = HttpSource(proxy.url("/image"), SIZE, HttpOptions(timeout=5, retries=retries, token=token))
         volume = FileVolume(str(tmp_path / "disk"))
         with contextlib.closing(source), volume, volume.staged(1, wanted or WANTED, wanted is not None) as staged:
-            received = Reception(source, staged.sink, DIGEST, check, Watcher()).run(staged.held)
+            received = Reception(source, staged.sink, DIGEST, check, Watcher()).run(staged.held, staged.sink.read_back)
             staged.publish(WANTED, False)
         assert (tmp_path / "disk").read_bytes() == CONTENT and os.listdir(tmp_path) == ["disk"]
         return received
