@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 import time
 import typing as t
 
@@ -119,7 +120,7 @@ class FileVolume:
         :raises VolumeInUse: one is going on.
         """
         found = self._lstat(self.partial)
-        if found is None or not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        if found is None or not stat.S_ISREG(found.st_mode) or not self._is_own(found):
             return False
         with storage_errors(f"look at {self.partial} beside {self.path}"):
             fd = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
@@ -284,11 +285,11 @@ class FileVolume:
     def _lock_partial(self, deadline: float) -> int:
         """Opens and locks the partial file; it is this process's alone as long as it stays open."""
         while True:
-            fd = self._open_partial()
+            fd, made = self._open_partial()
             locked = claimed = False
             try:
                 locked = _lock(fd)
-                claimed = locked and self._claim(fd)
+                claimed = locked and self._claim(fd, made)
             finally:
                 if not claimed:
                     os.close(fd)
@@ -299,27 +300,45 @@ class FileVolume:
             if not locked:
                 time.sleep(_LOCK_POLL)
 
-    def _open_partial(self) -> int:
-        found = self._lstat(self.partial)
-        if found is not None and not stat.S_ISREG(found.st_mode):
-            raise VolumeInvalid(
-                f"{self.partial} beside {self.path} is {_kind(found.st_mode)}.", "Remove it, if it is not in use."
-            )
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with storage_errors(f"create {self.partial} beside {self.path}"):
-            return os.open(self.partial, flags, 0o600, dir_fd=self._folder)
+    def _open_partial(self) -> tuple[int, bool]:
+        """The partial file, open, and whether it was made for that."""
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        while True:
+            found = self._lstat(self.partial)
+            if found is not None and not stat.S_ISREG(found.st_mode):
+                raise VolumeInvalid(
+                    f"{self.partial} beside {self.path} is {_kind(found.st_mode)}.", "Remove it, if it is not in use."
+                )
+            made = found is None
+            new = os.O_CREAT | os.O_EXCL if made else 0
+            overtaken = FileExistsError if made else FileNotFoundError
+            with storage_errors(f"create {self.partial} beside {self.path}"), contextlib.suppress(overtaken):
+                return os.open(self.partial, flags | new, 0o600, dir_fd=self._folder), made
 
-    def _claim(self, fd: int) -> bool:
-        """Whether the locked C(fd) still is the partial file, and nobody else's file under that name."""
+    def _claim(self, fd: int, made: bool) -> bool:
+        """Whether the locked C(fd) still is the partial file, and nobody else's file under that name.
+
+        :param made: whether this process has made it, so that it is its own, whomever the file system gives it to.
+        """
         if not self._is_partial(fd):
             return False  # its owner published or removed it meanwhile
         mine = os.fstat(fd)
         with storage_errors(f"take over {self.partial} beside {self.path}"):
-            if mine.st_nlink != 1 or mine.st_uid != os.geteuid():
+            if not made and (mine.st_nlink != 1 or not self._is_own(mine)):
                 os.unlink(self.partial, dir_fd=self._folder)  # the name only; the file behind it is not ours to write
                 return False
             os.fchmod(fd, 0o600)
         return True
+
+    def _is_own(self, found: os.stat_result) -> bool:
+        """Whether a file in the folder is one of this user's, who may be another one there: NFS and CIFS map users."""
+        if found.st_uid == os.geteuid():
+            return True
+        try:
+            with tempfile.TemporaryFile(dir=f"/proc/self/fd/{self._folder}") as made:
+                return os.fstat(made.fileno()).st_uid == found.st_uid
+        except OSError:
+            return False
 
     def _is_partial(self, fd: int) -> bool:
         """Whether the partial file's name still leads to the open file C(fd)."""

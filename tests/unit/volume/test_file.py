@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -131,6 +132,21 @@ def test_a_partial_of_somebody_else_is_not_written_to(tmp_path):
         put(tmp_path)
         assert theirs.read() == ""
     assert (tmp_path / "disk").stat().st_uid == 0
+
+
+def test_where_the_server_gives_all_files_to_one_user_they_are_ones_own(tmp_path, monkeypatch):
+    """As NFS does with all_squash; here it is the process that is somebody else."""
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with FileVolume(str(tmp_path / "disk")) as volume:
+        with contextlib.suppress(KeyboardInterrupt), volume.staged(0, PROVENANCE, True) as staged:
+            staged.sink.write(bytearray(CONTENT), len(CONTENT), 0)
+            raise KeyboardInterrupt
+        assert volume.holds_given_up()
+        with volume.staged(0, PROVENANCE, True) as staged:
+            assert staged.held > 0
+    assert os.listdir(tmp_path) == []
+    put(tmp_path)
+    assert os.listdir(tmp_path) == ["disk"]
 
 
 def test_a_leftover_of_a_killed_run_is_used_up(tmp_path):
