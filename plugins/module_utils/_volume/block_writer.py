@@ -17,7 +17,7 @@ import time
 import typing as t
 
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import VolumeInUse
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, pieces
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, pieces, write_all
 
 SETTLE_BYTES = 4 << 20
 SETTLE_SECONDS = 5.0
@@ -118,13 +118,6 @@ def _punch_hole(fd: int, start: int, length: int) -> None:
 
 def _zero_out(fd: int, start: int, length: int) -> None:
     fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("QQ", start, length))
-
-
-def write_all(fd: int, view: memoryview, offset: int) -> None:
-    """Writes C(view) at C(offset), however often the kernel takes only a part."""
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
 
 
 class BlockMap:

@@ -26,6 +26,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
     VolumeInvalid,
 )
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import check_no_clones, find_clones
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.holes import data_runs
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.in_use import find_user, taken
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import VolumeSize
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import (
@@ -37,7 +38,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenan
     write_mark,
     write_provenance,
 )
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, SparseWriter
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import BLOCK, SparseWriter, write_zeros
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _LOCK_POLL = 0.2
@@ -424,11 +425,9 @@ class StagedFile:
 
 
 def _zero(fd: int) -> None:
-    """Writes zeros over all of the file, durably."""
-    size = os.fstat(fd).st_size
-    position = 0
-    while position < size:
-        position += os.pwrite(fd, bytes(min(BLOCK, size - position)), position)
+    """Writes zeros over all data of the file, durably; its holes stay, as there may be no room for all of them."""
+    for start, end in data_runs(fd, os.fstat(fd).st_size):
+        write_zeros(fd, start, end)
     os.fsync(fd)
 
 

@@ -80,14 +80,26 @@ class SparseWriter:
                 if err.errno != errno.ENXIO:  # lseek(2): no data until the end
                     raise
                 end = size
-            while position < end:
-                position += os.pwrite(self.fd, _ZEROS[: end - position], position)
-            position = os.lseek(self.fd, position, os.SEEK_HOLE) if position < size else size
+            write_zeros(self.fd, position, end)
+            position = os.lseek(self.fd, end, os.SEEK_HOLE) if end < size else size
 
     def _write_run(self, buffer: bytearray, start: int, end: int, offset: int) -> None:
         with memoryview(buffer) as view:
-            while start < end:
-                start += os.pwrite(self.fd, view[start:end], offset + start)
+            write_all(self.fd, view[start:end], offset + start)
+
+
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    """Writes C(view) at C(offset), however often the kernel takes only a part."""
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def write_zeros(fd: int, start: int, end: int) -> None:
+    """Writes zeros from C(start) to before C(end)."""
+    zeros = memoryview(_ZEROS)
+    for position in range(start, end, BLOCK):
+        write_all(fd, zeros[: end - position], position)
 
 
 def pieces(fd: int, end: int) -> t.Iterator[memoryview]:

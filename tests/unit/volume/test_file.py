@@ -318,6 +318,20 @@ def test_a_file_that_is_removed_leaves_nothing(mount, kind, wipe):
     assert (folder / "link").read_bytes() == (bytes(len(CONTENT)) if wipe else CONTENT)
 
 
+def test_the_holes_of_a_file_that_is_wiped_take_up_nothing(mount):
+    folder = mount("tmpfs", "-o", "size=4m")
+    put(folder)
+    with FileVolume(str(folder / "disk")) as volume:
+        volume.grow(1 << 30)
+        os.link(folder / "disk", folder / "link")
+        allocated = volume.stat().allocated
+        volume.remove(wipe=True)
+    left = (folder / "link").stat()
+    assert (left.st_size, left.st_blocks * 512) == (1 << 30, allocated)
+    with open(folder / "link", "rb") as file:
+        assert not any(file.read(2 * len(CONTENT)))
+
+
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
 def test_a_file_that_is_not_wiped_to_its_end_is_not_taken_for_whole(mount, kind):
     folder = mount(kind)
