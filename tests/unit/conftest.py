@@ -14,20 +14,34 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.ledger i
 MIB = 1 << 20
 PROGRAM = """#!/bin/sh
 cd FOLDER
+gained=nodes/vg0/imageferry.gained.a-b
 echo "${0##*/} $*" >> asked
-resize() { truncate -s ${1%b} backing; losetup -c DEVICE; }
+used() { head -c $1 /dev/zero | tr '\\0' '\\377'; }
+resize() {
+  more=$((${1%b} - $(stat -c %s backing)))
+  [ $more -gt 0 ] && used $more >> backing || truncate -s ${1%b} backing
+  losetup -c DEVICE
+}
 activate() { [ $1 = n ] && rm -f node || ln -sf DEVICE node; }
-case "${0##*/} $*" in
-  lvs*origin=*) echo '{"report": [{"lv": []}]}'; exit ;;
-  lvs*) [ -e tags ] || { echo '{"report": [{"lv": []}]}'; exit; }
-    cat <<END
-{"report": [{"lv": [{"lv_name": "db", "lv_uuid": "a-b", "lv_size": "$(blockdev --getsize64 DEVICE)",
- "lv_tags": "$(paste -sd, tags)", "lv_layout": "linear", "lv_role": "public",
- "lv_active": "$([ -e node ] && echo active)", "lv_permissions": "writeable", "lv_health_status": "", "pool_lv": "",
- "origin": "", "data_percent": "", "vg_extent_size": "4194304", "vg_free": "1073741824"}]}]}
+group() { echo '"vg_extent_size": "4194304", "vg_free": "'$((1073741824 - $(cat gained 2>&- | wc -c)))'"'; }
+row() {
+  cat <<END
+{"lv_name": "$1", "lv_uuid": "$2", "lv_size": "$(blockdev --getsize64 $3)", "lv_tags": "$4", "lv_layout": "linear",
+ "lv_role": "public", "lv_active": "$5", "lv_permissions": "writeable", "lv_health_status": "", "pool_lv": "",
+ "origin": "", "data_percent": "", $(group)}
 END
-    exit ;;
-  vgs*) echo '{"report": [{"vg": [{"vg_extent_size": "4194304", "vg_free": "1073741824"}]}]}'; exit ;;
+}
+report() { echo '{"report": [{"'$1'": ['$2']}]}'; }
+case "${0##*/} $*" in
+  lvs*origin=*) report lv ''; exit ;;
+  lvs*seg_pe_ranges*) report lv '{"seg_pe_ranges": "/dev/pv:7-9"}'; exit ;;
+  lvs*) [ ! -e tags ] || rows=$(row db a-b DEVICE "$(paste -sd, tags)" "$([ -e node ] && echo active)")
+    [ ! -e gained ] || rows="$rows${rows:+,}$(row ${gained##*/} c-d $gained imageferry.unfinished active)"
+    report lv "$rows"; exit ;;
+  vgs*) report vg "{$(group)}"; exit ;;
+  lvcreate*gained*) used ${7%b} > gained; ln -s $(losetup -f --show gained) $gained; exit ;;
+  lvremove*gained*) losetup -d $(readlink $gained); rm $gained; mv gained freed; exit ;;
+  lvextend*/dev/pv:7-9) cat freed >> backing; losetup -c DEVICE; exit ;;
   lvremove*) rm -f tags node; exit ;;
   lvcreate*) touch tags; activate y ;;
 esac
@@ -82,11 +96,11 @@ class LogicalVolumes:
 
 @pytest.fixture
 def logical(tmp_path, monkeypatch):
-    """The logical volume; what earlier ones have left on its 32 MiB is 0xff."""
+    """The logical volume; what earlier ones have left on its 32 MiB, and on all that it gains, is 0xff."""
     if os.geteuid() != 0:
         pytest.skip("loop devices need root")
     folder = tmp_path / "lvm"
-    folder.mkdir()
+    (folder / "nodes/vg0").mkdir(parents=True)
     (folder / "backing").write_bytes(b"\xff" * (32 * MIB))
     made = subprocess.run(["losetup", "-f", "--show", folder / "backing"], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -96,5 +110,7 @@ def logical(tmp_path, monkeypatch):
         (folder / name).write_text(PROGRAM.replace("FOLDER", str(folder)).replace("DEVICE", device))
         (folder / name).chmod(0o755)
     monkeypatch.setattr(lvm, "_PROGRAMS", f"{folder}:{lvm._PROGRAMS}")
+    monkeypatch.setattr(lvm, "_NODES", str(folder / "nodes"))
     yield LogicalVolumes(folder, device)
-    subprocess.run(["losetup", "-d", device], check=True)
+    for node in (device, *map(os.readlink, folder.glob("nodes/vg0/*"))):
+        subprocess.run(["losetup", "-d", node], check=True)

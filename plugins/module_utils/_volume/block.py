@@ -202,11 +202,12 @@ class BlockVolume(abc.ABC):
                 writer.finish(0)
 
     def zero_from(self, start: int) -> None:
-        """Makes what is behind C(start) read as zeros; a guest may have what is before in use."""
+        """Makes what is behind C(start) read as zeros, durably; a guest may have what is before in use."""
         with storage_errors(f"zero the end of {self.label}"):
             fd = os.open(self.node(), os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
             try:
                 Zeroer(fd).zero(start, device_size(fd))
+                os.fsync(fd)
             finally:
                 os.close(fd)
 

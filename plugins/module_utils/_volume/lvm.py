@@ -41,6 +41,9 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage 
 TAG = "imageferry"
 UNFINISHED = f"{TAG}.unfinished"
 
+_GAINED = f"{TAG}.gained."
+"""What logical volumes are called that exist only while what others are to gain is zeroed; the other's UUID follows."""
+_NODES = "/dev"
 _PROGRAMS = "/usr/sbin:/sbin:/usr/bin:/bin"
 _NODE_SECONDS = 10.0
 _TAG_LENGTH = 1024  # lvm(8)
@@ -84,7 +87,7 @@ class LvmVolume(BlockVolume):
     """
 
     def __init__(self, vg: str, lv: str, thin_pool: str | None = None, ledger: Ledger | None = None) -> None:
-        super().__init__(f"{vg}/{lv}", f"/dev/{vg}/{lv}", ledger or Ledger())
+        super().__init__(f"{vg}/{lv}", f"{_NODES}/{vg}/{lv}", ledger or Ledger())
         for option, name in (("vg", vg), ("lv", lv), ("thin_pool", thin_pool)):
             if name is not None:
                 check_name(option, name)
@@ -98,9 +101,13 @@ class LvmVolume(BlockVolume):
         :raises VolumeInvalid: there is no such volume group, or it is no whole volume.
         """
         if self._seen is None:
-            select = f'lv_name="{self.lv}"'
+            select = f'lv_name="{self.lv}" || lv_name=~"^{_GAINED}"'
             rows = _report("lvs", "lv", "--all", "--options", _FIELDS, "--select", select, self.vg)
-            self._seen = _parse_lv(rows[0], self.label) if rows else None
+            named = {row["lv_name"].strip("[]"): row for row in rows}
+            if self.lv in named:
+                found = _parse_lv(named[self.lv], self.label)
+                gained = named.get(f"{_GAINED}{found.uuid}")  # of a run that was killed; the next one removes it
+                self._seen = found._replace(free=found.free + int(gained["lv_size"])) if gained else found
         return self._seen
 
     def look_again(self) -> None:
@@ -168,7 +175,7 @@ class LvmVolume(BlockVolume):
             self._create(size)
             return True
         if found.size < size:
-            self._extend(found, size)
+            self._extend(found, size, zeroed=False)  # all of it will be written
         return False
 
     def mark(self) -> None:
@@ -209,9 +216,7 @@ class LvmVolume(BlockVolume):
         found = self._there()
         self.check_writable()
         if found.size < size:
-            self._extend(found, size)
-            if zeroed and not found.pool:
-                self.zero_from(found.size)
+            self._extend(found, size, zeroed)
         return _size(self._there())
 
     def remove(self, wipe: bool) -> None:
@@ -294,11 +299,44 @@ class LvmVolume(BlockVolume):
             command += ["--size", f"{whole}b", "--wipesignatures", "y", "--zero", "y"]
         self._change(*command, self.vg)
 
-    def _extend(self, found: LogicalVolume, size: int) -> None:
+    def _extend(self, found: LogicalVolume, size: int, zeroed: bool) -> None:
+        """Extends it, by what was zeroed before: nobody could tell later what a guest has written there meanwhile.
+
+        Where the extents cannot be chosen, they are zeroed afterwards, and not at all if this process is killed.
+        """
         whole = round_up(size, found.extent)
-        if not found.pool:
-            self._check_free(whole - found.size, found.free)
-        self._change("lvextend", "--yes", "--size", f"{whole}b", self.label)
+        if found.pool:
+            self._lvextend(whole)
+            return
+        self._check_free(whole - found.size, found.free)
+        gained = LvmVolume(self.vg, f"{_GAINED}{found.uuid}", ledger=self.ledger)
+        gained._let_go()  # of what a run that was killed has left
+        if zeroed and found.layout == "linear":
+            extents = gained._zero_free(whole - found.size)
+            with contextlib.suppress(NoSpace, StorageError):  # its allocation policy, or somebody who took them
+                self._lvextend(whole, extents)
+                return
+        self._lvextend(whole)
+        if zeroed:
+            self.zero_from(found.size)
+
+    def _lvextend(self, whole: int, extents: t.Sequence[str] = ()) -> None:
+        self._change("lvextend", "--yes", "--size", f"{whole}b", self.label, *extents)
+
+    def _zero_free(self, size: int) -> list[str]:
+        """Is there while free extents of C(size) bytes are zeroed, and returns them in the words of lvextend(8)."""
+        try:
+            self._create(size)
+            self.zero_from(0)
+            rows = _report("lvs", "lv", "--options", "seg_pe_ranges", self.label)
+            return [extents for row in rows for extents in row["seg_pe_ranges"].split()]
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Removes it, if it is there, without a discard, after which nobody knows what its extents read as."""
+        if self.is_unfinished():
+            self._change("lvremove", "--yes", "--config", "devices/issue_discards=0", self.label)
 
     def _check_free(self, needed: int, free: int) -> None:
         if needed > free:

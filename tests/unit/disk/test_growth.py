@@ -59,7 +59,7 @@ def device(tmp_path):
 LVS = """#!/bin/sh
 cat <<END
 {"report": [{"lv": [{"lv_name": "db", "lv_uuid": "a-b", "lv_size": "$(blockdev --getsize64 DEVICE)", "lv_tags": "",
- "lv_layout": "linear", "lv_role": "public", "lv_active": "active", "lv_permissions": "writeable",
+ "lv_layout": "striped", "lv_role": "public", "lv_active": "active", "lv_permissions": "writeable",
  "lv_health_status": "", "pool_lv": "", "origin": "", "data_percent": "", "vg_extent_size": "4194304",
  "vg_free": "1073741824"}]}]}
 END
@@ -74,7 +74,7 @@ head -c 1048576 /dev/zero | tr '\\0' G | dd of=DEVICE bs=1M seek=$((old / 104857
 
 @pytest.fixture
 def make_logical(device, tmp_path, monkeypatch):
-    """Makes objects of one thick logical volume: a loop device, as this machine may have no device mapper.
+    """Makes objects of one thick, striped logical volume: a loop device, as this machine may have no device mapper.
 
     As it is extended, somebody writes a MiB of G where it ended, as QEMU does to a qcow2 as soon as there is room.
     """

@@ -7,7 +7,8 @@ import os
 
 import pytest
 from ansible_collections.imageferry.glance.plugins.module_utils._errors import StorageError, VolumeInUse
-from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_writer import exclusive_device
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.block_writer import Zeroer, exclusive_device
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import LvmVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenance import Provenance
 
 MIB = 1 << 20
@@ -88,3 +89,26 @@ def test_one_that_is_not_active_is_so_only_while_it_is_looked_at(logical, volume
     assert not logical.is_active()
     volume.activate()
     assert logical.is_active()
+
+
+def test_what_it_gains_is_zeroed_before_it_is_a_part_of_it(logical, volume, monkeypatch):
+    sizes, zero = [], Zeroer.zero
+    monkeypatch.setattr(Zeroer, "zero", lambda *given: [sizes.append(len(logical.content())), zero(*given)])
+    assert volume.grow(16 * MIB).size == 16 * MIB
+    assert sizes == [8 * MIB] and not any(logical.content()[8 * MIB :])
+    changes = [line.split()[0] for line in logical.asked()]
+    assert changes == ["lvcreate", "lvremove", "lvextend"] and volume.provenance().source == "an id"
+
+
+def test_a_run_that_is_killed_while_it_zeroes_costs_no_room(logical, volume, monkeypatch):
+    def kill(*_arguments):
+        raise KeyboardInterrupt
+
+    free = volume.look().free
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(LvmVolume, "_let_go", lambda _self: None)
+        killed.setattr(LvmVolume, "zero_from", kill)
+        volume.grow(16 * MIB)
+    volume = logical()
+    assert volume.stat().size == 8 * MIB and volume.look().free == free
+    assert volume.grow(16 * MIB).size == 16 * MIB and not any(logical.content()[8 * MIB :])
