@@ -33,6 +33,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenan
     Provenance,
     drop_provenance,
     forget_provenance,
+    forget_replaced,
     read_mark,
     read_provenance,
     write_mark,
@@ -359,13 +360,17 @@ class FileVolume:
             if not self._is_partial(fd):
                 raise VolumeInvalid(f"{self.partial} beside {self.path} was removed or replaced during the import.")
             self._take_after(fd, self._file() if over else None)
-            write_provenance(provenance.completed(), fd, self._folder, self.name)
-            os.fsync(fd)
-            if over:
-                os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            else:
-                self._rename_new()
-            os.fsync(self._folder)
+            try:
+                write_provenance(provenance.completed(), fd, self._folder, self.name)
+                os.fsync(fd)
+                if over:
+                    os.rename(self.partial, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+                else:
+                    self._rename_new()
+                os.fsync(self._folder)
+            finally:
+                with contextlib.suppress(OSError):
+                    forget_replaced(self._folder, self.name)
 
     def _take_after(self, fd: int, existing: os.stat_result | None) -> None:
         """Gives C(fd) the permission bits, and as far as may be the owner, of the file that it will replace."""

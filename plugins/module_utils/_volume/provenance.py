@@ -4,7 +4,8 @@
 """Where the bytes of a volume came from, kept with the volume.
 
 On a file it is the extended attribute C(user.imageferry); where the file system has none, a hidden JSON file beside
-the volume. The sidecar names the inode it speaks of, so that it says nothing about a file put there by others.
+the volume. The sidecar names the inode it speaks of, so that it says nothing about a file put there by others; while a
+file is replaced it speaks of both, as nobody knows which one a power cut leaves there.
 """
 
 from __future__ import annotations
@@ -97,11 +98,11 @@ class Provenance:
 def read_provenance(fd: int, folder: int, name: str) -> Provenance | None:
     """The provenance of the open file C(fd), called C(name) in C(folder); None if it has none."""
     try:
-        data: bytes | None = os.getxattr(fd, XATTR)
+        data = os.getxattr(fd, XATTR)
     except OSError as err:
         if err.errno not in (errno.ENODATA, *_NO_XATTR):
             raise
-        data = _read_sidecar(fd, folder, name)
+        data = json.dumps(_read_sidecar(folder, name).get(str(os.fstat(fd).st_ino))).encode()
     return _parse(data)
 
 
@@ -127,6 +128,8 @@ def write_mark(provenance: Provenance, fd: int) -> None:
 def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) -> None:
     """Keeps C(provenance) with the open file C(fd), which is or will be called C(name) in C(folder).
 
+    What is known of the file that has this name now stays known, until L(forget_replaced).
+
     :raises OSError: neither an extended attribute nor a file beside it can be written.
     """
     data = _dump(provenance)
@@ -137,7 +140,18 @@ def write_provenance(provenance: Provenance, fd: int, folder: int, name: str) ->
             raise
         with contextlib.suppress(OSError):
             os.removexattr(fd, XATTR)  # the mark of when it was being written
-        _write_sidecar(data, fd, folder, name)
+        there = _of_named(_read_sidecar(folder, name), folder, name)
+        _write_sidecar({**there, str(os.fstat(fd).st_ino): json.loads(data)}, folder, name)
+
+
+def forget_replaced(folder: int, name: str) -> None:
+    """Drops what is kept beside the file C(name) in C(folder) of others that had its name, or were to have it."""
+    records = _read_sidecar(folder, name)
+    kept = _of_named(records, folder, name)
+    if records and not kept:
+        forget_provenance(folder, name)
+    elif kept != records:
+        _write_sidecar(kept, folder, name)
 
 
 def forget_provenance(folder: int, name: str) -> None:
@@ -166,38 +180,47 @@ def _dump(provenance: Provenance) -> bytes:
     return json.dumps(provenance.to_dict()).encode()
 
 
-def _parse(data: bytes | None) -> Provenance | None:
+def _parse(data: bytes) -> Provenance | None:
     try:
-        return Provenance.from_dict(json.loads(data or b"null"))
+        return Provenance.from_dict(json.loads(data))
     except (ValueError, RecursionError):
         return None
 
 
-def _read_sidecar(fd: int, folder: int, name: str) -> bytes | None:
+def _of_named(records: dict[str, t.Any], folder: int, name: str) -> dict[str, t.Any]:
+    """Those of C(records) that speak of the file that is called C(name) now."""
+    try:
+        inode = str(os.lstat(name, dir_fd=folder).st_ino)
+    except FileNotFoundError:
+        return {}
+    return {inode: records[inode]} if inode in records else {}
+
+
+def _read_sidecar(folder: int, name: str) -> dict[str, t.Any]:
+    """What is kept beside the file C(name), by the inode that it speaks of."""
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(_sidecar(name), flags, dir_fd=folder)
     except OSError as err:
         if err.errno in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):
-            return None
+            return {}
         raise
     try:
-        record = json.loads(os.read(handle, _MAX_SIDECAR))
-        return json.dumps(record["provenance"]).encode() if record["inode"] == os.fstat(fd).st_ino else None
-    except (IsADirectoryError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        records = json.loads(os.read(handle, _MAX_SIDECAR))
+        return records if isinstance(records, dict) else {}
+    except (IsADirectoryError, ValueError, RecursionError):
+        return {}
     finally:
         os.close(handle)
 
 
-def _write_sidecar(data: bytes, fd: int, folder: int, name: str) -> None:
-    record = {"inode": os.fstat(fd).st_ino, "provenance": json.loads(data)}
+def _write_sidecar(records: dict[str, t.Any], folder: int, name: str) -> None:
     draft = _sidecar(name) + ".new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(draft, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(draft, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
-        json.dump(record, file)
+        json.dump(records, file)
         file.flush()
         os.fsync(file.fileno())
     os.rename(draft, _sidecar(name), src_dir_fd=folder, dst_dir_fd=folder)

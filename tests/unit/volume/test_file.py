@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import resource
 import stat
@@ -25,18 +26,19 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.provenan
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 PROVENANCE = Provenance("an id", "a name", "sha512", "00ff", 7, "raw")
+OTHER = Provenance("other", None, "sha512", "11ff", 7, "raw")
 PARTIAL = ".disk.imageferry-partial"
 CONTENT = b"content" * 100000
 
 
-def put(folder, content=CONTENT, over=False, meanwhile=lambda: None):
+def put(folder, content=CONTENT, over=False, meanwhile=lambda: None, of=PROVENANCE):
     """Stages and publishes C(content) as C(disk) in the folder."""
-    with FileVolume(str(folder / "disk"), 0o640) as volume, volume.staged(0, PROVENANCE, False) as staged:
+    with FileVolume(str(folder / "disk"), 0o640) as volume, volume.staged(0, of, False) as staged:
         with storage_errors("write"):
             staged.sink.write(bytearray(content), len(content), 0)
             staged.sink.finish(len(content))
         meanwhile()
-        staged.publish(PROVENANCE, over)
+        staged.publish(of, over)
 
 
 def make_thing(kind, path, victim):
@@ -269,6 +271,30 @@ def test_a_failing_sync_is_an_error(tmp_path, monkeypatch, failing):
     assert os.listdir(tmp_path) == ["disk"]
     if failing < 3:  # the last one is the folder's, after the name
         assert (tmp_path / "disk").read_text() == "old"
+
+
+@pytest.mark.parametrize("failing", ["rename", "fsync"])
+def test_what_could_not_be_replaced_is_still_known(mount, monkeypatch, failing):
+    folder = mount("ramfs")  # without extended attributes
+    put(folder)
+    real, known, sidecar = getattr(os, failing), [], folder / ".disk.imageferry.json"
+
+    def fail(thing, *names, **folders):
+        path = thing if failing == "rename" else os.readlink(f"/proc/self/fd/{thing}")
+        if path.endswith(PARTIAL) and "other" in sidecar.read_text():
+            with FileVolume(str(folder / "disk")) as volume:
+                known.append(volume.provenance().source)  # as after a power cut
+            raise OSError(errno.EIO, "Input/output error")
+        return real(thing, *names, **folders)
+
+    with monkeypatch.context() as broken, pytest.raises(StorageError):
+        broken.setattr(os, failing, fail)
+        put(folder, b"new", over=True, of=OTHER)
+    with FileVolume(str(folder / "disk")) as volume:
+        assert [*known, volume.provenance().source] == ["an id", "an id"]
+        put(folder, b"new", over=True, of=OTHER)
+        assert volume.provenance().source == "other"
+    assert len(json.loads(sidecar.read_text())) == 1
 
 
 @pytest.mark.parametrize("path", ["disk", "", "/nowhere/at/all/disk", "/tmp/", "/etc/passwd/disk"])
