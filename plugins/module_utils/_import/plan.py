@@ -13,7 +13,11 @@ import typing as t
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.creation import BLANK
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.growth import Growth, grow, plan_growth
 from ansible_collections.imageferry.glance.plugins.module_utils._disk.state import read_disk
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import FerryError, VolumeExists
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    FerryError,
+    VolumeExists,
+    VolumeInUse,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._image.formats import HEAD_SIZE, check_head
 from ansible_collections.imageferry.glance.plugins.module_utils._import.methods import check_can_fetch, fetch
 from ansible_collections.imageferry.glance.plugins.module_utils._import.request import ImportRequest
@@ -121,7 +125,7 @@ def carry_out(
     :raises FerryError: it failed; a file that was there before is untouched, a device is marked as unfinished from its
         first byte on; at most a part to go on with is left.
     """
-    plan = make_plan(request, volume)
+    plan = _first_plan(request, volume)
     if plan.action in ("adopt", "grow"):
         with volume.locked(request.lock_timeout):
             plan = make_plan(request, volume)  # again: others may have written to it while this one waited
@@ -140,6 +144,15 @@ def carry_out(
                 return plan, received
             _settle(request, volume, plan)
     return plan, None
+
+
+def _first_plan(request: ImportRequest, volume: Volume) -> Plan:
+    """What L(make_plan) decides, once no other import to the volume goes on that has it in use."""
+    try:
+        return make_plan(request, volume)
+    except VolumeInUse:
+        with volume.locked(request.lock_timeout):
+            return make_plan(request, volume)
 
 
 def _settle(request: ImportRequest, volume: Volume, plan: Plan) -> None:
