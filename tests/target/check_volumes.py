@@ -96,6 +96,8 @@ def thick(vg: str) -> None:
     with LvmVolume(vg, "web-01", ledger=LEDGER) as volume, open(volume.path, "rb"):
         assert volume.grow(25 * MIB).size == 28 * MIB
     check_holds(vg, "web-01", image)
+    grow_after_a_kill(vg)
+    check_holds(vg, "web-01", image)
     run("lvchange", "-an", f"{vg}/web-01")
     with open_volume({"device": f"/dev/{vg}/web-01"}) as named:
         assert named.provenance() and not named.is_blank()
@@ -104,6 +106,17 @@ def thick(vg: str) -> None:
     with open_volume({"vg": vg, "lv": "web-01"}) as named:
         named.remove(wipe=True)
         assert named.stat() is None
+
+
+def grow_after_a_kill(vg: str) -> None:
+    """What a run that was killed as it zeroed has left is in nobody's way."""
+    with LvmVolume(vg, "web-01", ledger=LEDGER) as volume:
+        facts, there = volume.describe(), volume.stat()
+    run("lvcreate", "-y", "-L", "4m", "-n", f"imageferry.gained.{facts['uuid']}", "--addtag", UNFINISHED, vg)
+    with LvmVolume(vg, "web-01", ledger=LEDGER) as volume:
+        assert there and volume.describe()["group_free"] == facts["group_free"]
+        assert volume.grow(there.size + MIB).size == there.size + 4 * MIB
+    assert "gained" not in run("lvs", vg)
 
 
 def thin(vg: str) -> None:
@@ -124,6 +137,27 @@ def thin(vg: str) -> None:
         with LvmVolume(vg, "thin", ledger=LEDGER) as volume:
             volume.remove(wipe=False)
         run("lvremove", "-y", f"{vg}/{pool}")
+
+
+def external(vg: str) -> None:
+    """What is zeros is so also where a thin one stands on a volume outside of its pool, and after it is wiped."""
+    run("lvcreate", "-y", "-L", "32m", "-n", "base", vg)
+    spoil(f"/dev/{vg}/base")
+    run("lvchange", "-an", f"{vg}/base")
+    run("lvchange", "--permission", "r", f"{vg}/base")
+    run("lvcreate", "-y", "-T", "-L", "128m", f"{vg}/pool")
+    run("lvcreate", "-y", "-s", "--thinpool", f"{vg}/pool", "-n", "over", f"{vg}/base")
+    run("lvcreate", "-y", "-s", "-kn", "-n", "over-over", f"{vg}/over")
+    for lv in ("over", "over-over"):
+        with LvmVolume(vg, lv, ledger=LEDGER) as volume:
+            carry(volume, make_image(7, 20 * MIB))
+        check_holds(vg, lv, make_image(7, 20 * MIB))
+    with LvmVolume(vg, "over-over", ledger=LEDGER) as volume:
+        with volume.locked(0):
+            volume.wipe()
+        with volume.open() as fd:
+            assert not any(os.pread(fd, 32 * MIB, 0))
+    run("lvremove", "-y", f"{vg}/over-over", f"{vg}/over", f"{vg}/pool", f"{vg}/base")
 
 
 def interrupted(vg: str) -> None:
@@ -182,7 +216,7 @@ def refused(vg: str) -> None:
 
 def main() -> int:
     failed = 0
-    for check in (thick, thin, interrupted, refused):
+    for check in (thick, thin, external, interrupted, refused):
         try:
             check(sys.argv[1])
             print(f"{check.__name__}: ok", flush=True)

@@ -105,7 +105,7 @@ class BlockVolume(abc.ABC):
         """Removes what L(make_room) has made."""
 
     def thin(self) -> Thin | None:
-        """How a thin pool maps it, if it is in one."""
+        """How a thin pool maps it, if it is in one, and what is not mapped reads as zeros."""
         return None
 
     def look_again(self) -> None:  # noqa: B027 (most remember nothing)

@@ -175,7 +175,7 @@ class BlockWriter:
     Blocks of zeros are not written; L(settle) and L(finish) zero what was not, unless it surely reads as zeros.
 
     :param node: the device's node, that nobody else may have in use.
-    :param thin: how a thin pool maps it, if it is in one.
+    :param thin: how a thin pool maps it, if it is in one, and what is not mapped reads as zeros.
     :param fresh: whether it is in a thin pool, and nothing was ever written to it.
     :param held: the bytes at its beginning that an earlier run has settled, a multiple of L(BLOCK).
     :param note: told from time to time how many bytes from the first are settled; None if nobody wants to go on there.

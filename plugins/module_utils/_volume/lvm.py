@@ -70,6 +70,7 @@ class LogicalVolume(t.NamedTuple):
     tags: list[str]
     layout: str
     pool: str
+    origin: str
     is_active: bool
     permissions: str
     data_percent: float | None
@@ -200,10 +201,14 @@ class LvmVolume(BlockVolume):
             self.ledger.forget(key)
 
     def thin(self) -> Thin | None:
-        """How its thin pool maps it, if it is in one."""
+        """How its thin pool maps it, if it is in one, and what is not mapped reads as zeros."""
         found = self._there()
         if not found.pool:
             return None
+        if found.origin:
+            rows = _report("lvs", "lv", "--all", "--options", "lv_name,pool_lv,origin", self.vg)
+            if stands_outside_its_pool(self.lv, rows):
+                return None
         row = _report("lvs", "lv", "--options", "chunk_size,zero", f"{self.vg}/{found.pool}")[0]
         return Thin(int(row["chunk_size"]), row["zero"] in ("zero", "1"))
 
@@ -376,6 +381,20 @@ def check_name(option: str, name: str) -> None:
         raise VolumeInvalid(f"'{option}: {name}' is a name that LVM keeps for itself.", "Choose another name.")
 
 
+def stands_outside_its_pool(lv: str, rows: t.Iterable[dict[str, str]]) -> bool:
+    """Whether a thin volume reads, where it is not mapped, as an origin that is in no thin pool, or in another one.
+
+    :param rows: the names, pools and origins of all volumes of its group.
+    """
+    named = {row["lv_name"].strip("[]"): row for row in rows}
+    while lv in named:
+        origin = named[lv]["origin"].strip("[]")
+        if origin and (origin not in named or named[origin]["pool_lv"] != named[lv]["pool_lv"]):
+            return True
+        lv = origin
+    return False
+
+
 def split_mapped_name(name: str) -> tuple[str, str]:
     """The volume group and the logical volume of a device mapper's name: C(vg-lv), with every other hyphen doubled."""
     parts = name.replace("--", "\0").split("-", 1)
@@ -440,6 +459,7 @@ def _parse_lv(row: dict[str, str], label: str) -> LogicalVolume:
         tags=row["lv_tags"].split(",") if row["lv_tags"] else [],
         layout=row["lv_layout"],
         pool=row["pool_lv"] if "thin" in row["lv_layout"].split(",") else "",
+        origin=row["origin"],
         is_active=row["lv_active"] not in ("", "unknown"),
         permissions=row["lv_permissions"],
         data_percent=float(percent) if percent else None,

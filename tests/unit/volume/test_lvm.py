@@ -104,6 +104,19 @@ def test_what_lvm_says_of_it_is_told(tmp_path, monkeypatch, row, told):
 
 
 @pytest.mark.parametrize(
+    ("lv", "outside"),
+    [("thin", False), ("snapshot", False), ("over", True), ("snapshot-of-over", True), ("elsewhere", True)],
+)
+def test_a_thin_volume_that_shows_another_outside_of_its_pool_is_told(lv, outside):
+    volumes = {
+        "base": ("", ""), "[hidden]": ("", ""), "thin": ("pool", ""), "snapshot": ("pool", "thin"),
+        "over": ("pool", "base"), "snapshot-of-over": ("pool", "over"), "elsewhere": ("other", "thin"),
+    }  # fmt: skip
+    rows = [{"lv_name": name, "pool_lv": pool, "origin": origin} for name, (pool, origin) in volumes.items()]
+    assert lvm.stands_outside_its_pool(lv, rows) is outside
+
+
+@pytest.mark.parametrize(
     ("fault", "message"),
     [
         ({"lv_role": "private,thin,pool,metadata"}, "inner part"),
