@@ -9,7 +9,12 @@ import subprocess
 import threading
 
 import pytest
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import HasClones, TransferFailed, VolumeInUse
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import (
+    HasClones,
+    NoSpace,
+    TransferFailed,
+    VolumeInUse,
+)
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.clones import (
     XATTR,
     check_no_clones,
@@ -53,6 +58,20 @@ def test_overlays_beside_the_base_count_and_others_once_noted(base, clone):
     note_clone(base, elsewhere)
     note_clone(base, elsewhere)
     assert find_clones(base) == [beside, elsewhere]
+
+
+def test_clones_beside_the_base_take_no_room_and_too_many_others_are_refused(base, clone):
+    beside, elsewhere = clone("beside", "base"), clone("elsewhere/clone")
+    note_clone(base, beside)
+    assert XATTR not in os.listxattr(base)
+    note_clone(base, elsewhere)
+    noted = [elsewhere]
+    with pytest.raises(NoSpace, match="clones in other folders"):
+        for number in range(300):  # more than any file system takes
+            os.link(elsewhere, other := f"{elsewhere}-{number:0240}")
+            note_clone(base, other)
+            noted.append(other)
+    assert len(noted) > 1 and find_clones(base) == sorted([beside, *noted])
 
 
 @pytest.mark.parametrize(("clone", "rebase"), [("/srv/clone", True), ("vg0/clone", False)])
