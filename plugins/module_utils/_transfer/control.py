@@ -112,7 +112,7 @@ class Control:
         last, since = 0, time.monotonic()  # the clock that files are dated by may be set meanwhile
         while True:
             self._write()
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 looked = os.stat(self._path("watched")).st_mtime_ns
                 if looked != last:
                     last, since = looked, time.monotonic()
@@ -128,7 +128,7 @@ class Control:
         raise Abandoned(f"The controller has not asked for this transfer for {self._unseen:.0f} seconds.")
 
     def _write(self) -> None:
-        with self._writing:
+        with self._writing, contextlib.suppress(OSError):  # it is tried again soon
             _write_private(self._path("progress.json"), json.dumps(self._state))
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 
 import pytest
-from ansible_collections.imageferry.glance.plugins.module_utils._errors import Abandoned
+from ansible_collections.imageferry.glance.plugins.module_utils._errors import Abandoned, TokenExpired
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import control
 
 
@@ -22,5 +24,36 @@ def test_a_transfer_that_is_watched_goes_on_when_the_clock_is_set(tmp_path, monk
             time.sleep(0.1)
         with pytest.raises(Abandoned):
             time.sleep(10)
+    finally:
+        transfer.close()
+
+
+def test_a_transfer_whose_folder_is_gone_ends_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "ABANDONED_AFTER", 0.5)
+    monkeypatch.setattr(control, "_INTERVAL", 0.05)
+    transfer = control.Control(str(tmp_path / "transfer"))
+    try:
+        shutil.rmtree(tmp_path / "transfer")
+        with pytest.raises(Abandoned):
+            time.sleep(3)
+    finally:
+        transfer.close()
+
+
+def test_what_could_not_be_told_is_told_once_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "_INTERVAL", 0.05)
+    monkeypatch.setattr(control, "_RENEWAL_TIMEOUT", 0.1)
+    folder = tmp_path / "transfer"
+    transfer = control.Control(str(folder))
+    try:
+        folder.rename(tmp_path / "away")
+        transfer.advance(7, 9)
+        with pytest.raises(TokenExpired):
+            transfer.renew()
+        (tmp_path / "away").rename(folder)
+        deadline = time.monotonic() + 3
+        while json.loads((folder / "progress.json").read_text())["position"] != 7 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert control.Watch(str(folder)).look()["position"] == 7
     finally:
         transfer.close()
