@@ -127,7 +127,7 @@ class FileVolume:
         with storage_errors(f"look at {self.partial} beside {self.path}"):
             fd = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
         try:
-            if not _lock(fd):
+            if not self._lock(fd):
                 raise taken(self.path)
         finally:
             os.close(fd)
@@ -290,7 +290,7 @@ class FileVolume:
             fd, made = self._open_partial()
             locked = claimed = False
             try:
-                locked = _lock(fd)
+                locked = self._lock(fd)
                 claimed = locked and self._claim(fd, made)
             finally:
                 if not claimed:
@@ -301,6 +301,14 @@ class FileVolume:
                 raise taken(self.path)
             if not locked:
                 time.sleep(_LOCK_POLL)
+
+    def _lock(self, fd: int) -> bool:
+        with storage_errors(f"lock {self.partial} beside {self.path}"):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def _open_partial(self) -> tuple[int, bool]:
         """The partial file, open, and whether it was made for that."""
@@ -434,14 +442,6 @@ def _zero(fd: int) -> None:
     for start, end in data_runs(fd, os.fstat(fd).st_size):
         write_zeros(fd, start, end)
     os.fsync(fd)
-
-
-def _lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _kind(mode: int) -> str:

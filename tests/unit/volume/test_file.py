@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -226,6 +227,15 @@ def test_a_second_import_waits_for_the_first_or_gives_up(tmp_path):
         threading.Timer(0.3, first.publish, (PROVENANCE, False)).start()
         with FileVolume(str(tmp_path / "disk")) as other, other.staged(5, PROVENANCE, False):
             assert first.published
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(*_arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # as NFS does without a lock manager
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StorageError, match="Cannot lock .*: No locks available"):
+        put(tmp_path)
 
 
 def test_a_full_file_system_leaves_nothing_behind(mount):
