@@ -19,6 +19,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._volume.choose i
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.lvm import tagged_volumes
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.staging import has_begun, name_of_volume
 
 Facts = dict[str, t.Any]
 
@@ -57,7 +58,7 @@ def _files(folder: PoolFolder) -> t.Iterator[dict[str, str]]:
     except OSError:
         return
     for entry in entries:
-        name = FileVolume.name_of_partial(entry.name) or entry.name
+        name = name_of_volume(entry.name)
         if not name.startswith(".") and entry.is_file(follow_symlinks=False):
             named = {"pool": folder.pool, "volume": name} if folder.pool else {}
             yield {"path": os.path.join(folder.path, name), **named}
@@ -86,7 +87,7 @@ def _describe(place: dict[str, str], connection: t.Any) -> Facts | None:
 def _look(volume: Volume, connection: t.Any) -> Facts | None:
     exists = volume.stat() is not None
     held = volume.provenance() if exists else None
-    unfinished = volume.is_unfinished() or (isinstance(volume, FileVolume) and volume.has_partial())
+    unfinished = volume.is_unfinished() or (isinstance(volume, FileVolume) and has_begun(volume))
     if held is None and not unfinished:
         return None
     facts = {**volume.describe(), "exists": exists, "unfinished": unfinished}

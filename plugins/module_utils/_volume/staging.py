@@ -13,6 +13,7 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import V
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.file import FileVolume
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.interface import Volume
 
+_COPY = ".imageferry-source"
 _BIG_STAGING = "/var/tmp"  # noqa: S108 - file-hierarchy(7): for large files that need not last
 
 
@@ -24,7 +25,25 @@ def staging_folder(volume: Volume, asked: str | None) -> str:
 def copy_path(volume: Volume, folder: str) -> str:
     """The path of the file whose partial one is the copy that an image is converted from."""
     name = "-".join(volume.label.strip("/").split("/")[-2 if volume.is_block else -1 :])
-    return os.path.join(folder, f"{name}.imageferry-source")
+    return os.path.join(folder, name + _COPY)
+
+
+def name_of_volume(name: str) -> str:
+    """What a file in a folder of volumes is called, or is to be, when an import to it has come to its end.
+
+    :param name: of a volume, of its partial file, or of that of the copy that it is to be converted from.
+    """
+    whole = FileVolume.name_of_partial(name)
+    return name if whole is None else whole[: -len(_COPY)] if whole.endswith(_COPY) else whole
+
+
+def has_begun(volume: FileVolume) -> bool:
+    """Whether an interrupted import has left something to go on with, beside the file or as the file's partial one."""
+    if volume.has_partial():
+        return True
+    with contextlib.suppress(VolumeInvalid), FileVolume(copy_path(volume, staging_folder(volume, None))) as copy:
+        return copy.has_partial()
+    return False  # its name would be too long
 
 
 @contextlib.contextmanager
