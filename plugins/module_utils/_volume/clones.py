@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The clones that stand on a file: qcow2 overlays whose header names it as what they are laid over.
 
-A file keeps the paths of its clones in other folders in the extended attribute C(user.imageferry.clones). Those that are
-gone, or have become something else, no longer count; overlays in the same folder are found without a note. A raw disk is
-no overlay, whatever header its guest has written to it.
+A file keeps the paths of its clones in other folders in the extended attribute C(user.imageferry.clones). Those that
+are gone, or have become something else, no longer count; overlays in the same folder are found without a note. A raw
+disk is no overlay, whatever header its guest has written to it.
 """
 
 from __future__ import annotations

@@ -169,8 +169,8 @@ class Volume(t.Protocol):
     def grow(self, size: int, zeroed: bool = True) -> VolumeSize:
         """Sees to it that it has at least C(size) bytes, and returns what it has.
 
-        :param zeroed: whether what it gains has to read as zeros. On some volumes it is zeroed after there is room, which
-            somebody who writes there as soon as there is, as QEMU does to a qcow2, would lose.
+        :param zeroed: whether what it gains has to read as zeros. It may be zeroed after there is room, which somebody
+            who writes there as soon as there is, as QEMU does to a qcow2, would lose.
         :raises NoSpace: its storage has not so much room.
         :raises VolumeInvalid: it is not there, or is of a kind that cannot grow.
         """
