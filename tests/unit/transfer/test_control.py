@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -52,8 +51,8 @@ def test_what_could_not_be_told_is_told_once_there_is_room(tmp_path, monkeypatch
             transfer.renew()
         (tmp_path / "away").rename(folder)
         deadline = time.monotonic() + 3
-        while json.loads((folder / "progress.json").read_text())["position"] != 7 and time.monotonic() < deadline:
+        while (state := control.Watch(str(folder)).look()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert control.Watch(str(folder)).look()["position"] == 7
+        assert state and state["position"] == 7
     finally:
         transfer.close()
