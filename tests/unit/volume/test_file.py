@@ -234,7 +234,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # as NFS does without a lock manager
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(StorageError, match="Cannot lock .*: No locks available"):
+    with pytest.raises(StorageError, match="No locks available"):
         put(tmp_path)
 
 
@@ -297,9 +297,10 @@ def test_what_could_not_be_replaced_is_still_known(mount, monkeypatch, failing):
             raise OSError(errno.EIO, "Input/output error")
         return real(thing, *names, **folders)
 
-    with monkeypatch.context() as broken, pytest.raises(StorageError):
+    with monkeypatch.context() as broken:
         broken.setattr(os, failing, fail)
-        put(folder, b"new", over=True, of=OTHER)
+        with pytest.raises(StorageError):
+            put(folder, b"new", over=True, of=OTHER)
     with FileVolume(str(folder / "disk")) as volume:
         assert [*known, volume.provenance().source] == ["an id", "an id"]
         put(folder, b"new", over=True, of=OTHER)
