@@ -9,6 +9,7 @@ import os
 import tempfile
 import typing as t
 
+from ansible_collections.imageferry.glance.plugins.module_utils._volume.sparse import write_all
 from ansible_collections.imageferry.glance.plugins.module_utils._volume.storage import storage_errors
 
 _PIECE = 1 << 20
@@ -40,9 +41,7 @@ class Spool:
         with storage_errors(f"keep parts of the image in {self._folder}", _REMEDY):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (until close)
-            while piece:
-                written = os.pwrite(self._file.fileno(), piece, offset)
-                piece, offset = piece[written:], offset + written
+            write_all(self._file.fileno(), piece, offset)
 
     def share(self, offset: int, length: int) -> None:
         """Notes that some bytes were used without their clusters being used up."""
