@@ -51,8 +51,8 @@ def test_what_could_not_be_told_is_told_once_there_is_room(tmp_path, monkeypatch
             transfer.renew()
         (tmp_path / "away").rename(folder)
         deadline = time.monotonic() + 3
-        while (state := control.Watch(str(folder)).look()) is None and time.monotonic() < deadline:
+        while (told := control.Watch(str(folder)).look()) is None or told["position"] != 7:
+            assert time.monotonic() < deadline, told
             time.sleep(0.05)
-        assert state and state["position"] == 7
     finally:
         transfer.close()
