@@ -15,10 +15,10 @@ from ansible_collections.imageferry.glance.plugins.plugin_utils._backup import (
     backup_images,
     doomed,
     let_go,
-    now,
     points,
 )
 from ansible_collections.imageferry.glance.plugins.plugin_utils._cloud import Cloud
+from ansible_collections.imageferry.glance.plugins.plugin_utils._moment import now
 from conftest import (
     HOST_PYTHON,
     InProject,
