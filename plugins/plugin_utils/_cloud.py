@@ -51,6 +51,8 @@ _SYSTEMS_CERTIFICATES = (
 )
 _LONGEST_REASON = 16 * 1024
 _CERTIFICATE = re.compile(r"-----BEGIN [A-Z ]*CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END [A-Z ]*CERTIFICATE-----\n?")
+_RETRIES = 4  # after 0.5, 1, 2 and 4 seconds
+_MOMENTARY = [500, 502, 503, 504]
 _PATCH = "application/openstack-images-v2.1-json-patch"
 _REFUSALS: dict[int, type[FerryError]] = {
     401: AccessDenied,
@@ -198,8 +200,12 @@ class Cloud:
         return self._demand("POST", path, **options)
 
     def patch(self, path: str, changes: list[dict[str, t.Any]]) -> t.Any:
-        """Glance's answer to a JSON patch of an image (Image API v2, "Update image"), as L(get)."""
-        return self._demand("PATCH", path, json=changes, headers={"Content-Type": _PATCH})
+        """Glance's answer to a JSON patch of an image (Image API v2, "Update image"), as L(get).
+
+        Sent again where Glance fails for a moment, as when its database is busy: what is changed already stays so.
+        """
+        again = {"status_code_retries": _RETRIES, "retriable_status_codes": _MOMENTARY}
+        return self._demand("PATCH", path, json=changes, headers={"Content-Type": _PATCH}, **again)
 
     def put(self, path: str, **options: t.Any) -> t.Any:
         """Glance's answer to PUT C(path), as L(get)."""

@@ -180,15 +180,15 @@ def test_disks_are_exported(run, cloud, tmp_path):
     for name in ("one", "two"):
         qemu_img("create", "-f", "raw", tmp_path / name, "1M")
         qemu_io(tmp_path / name, "raw", "write -P 1 0 64k")
-    name = "exported {{ inventory_hostname }}"
+    name = f"{tmp_path.name} {{{{ inventory_hostname }}}}"
     wanted = {"image_name": name, "path": f"{tmp_path}/{{{{ inventory_hostname }}}}", "source_format": "raw", "vg": ""}
     predicted = run("export_volume", "--check", "--limit=one", **wanted)
-    assert predicted[0].split(maxsplit=2)[2].startswith("Would export: there is no image 'exported one'")
+    assert predicted[0].split(maxsplit=2)[2].startswith(f"Would export: there is no image '{tmp_path.name} one'")
     done = run("export_volume", fails=True, format="qcow2", **wanted)
     outcomes = [line.split()[:2] for line in done[:-1]]
     assert outcomes == [["one", "changed"], ["two", "changed"], ["three", "failed"]], done
     formats = {image.name: image.disk_format for image in connect(cloud).image.images()}
-    assert (formats["exported one"], formats["exported two"]) == ("qcow2", "qcow2")
+    assert [formats[f"{tmp_path.name} {host}"] for host in ("one", "two")] == ["qcow2", "qcow2"]
     assert run("export_volume", "--limit=one,two", **wanted)[-1] == "0 changed, 2 ok, 0 failed."
     run("export_volume", "--limit=one", fails=True, **{**wanted, "image_name": ""})
     assert "Say what the image is to be called" in run.output
