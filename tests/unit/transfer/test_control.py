@@ -12,47 +12,46 @@ from ansible_collections.imageferry.glance.plugins.module_utils._errors import A
 from ansible_collections.imageferry.glance.plugins.module_utils._transfer import control
 
 
-def test_a_transfer_that_is_watched_goes_on_when_the_clock_is_set(tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "transfer"
+
+
+@pytest.fixture
+def transfer(folder, monkeypatch):
+    monkeypatch.setattr(control, "_INTERVAL", 0.05)
+    running = control.Control(str(folder))
+    yield running
+    running.close()
+
+
+@pytest.mark.usefixtures("transfer")
+def test_a_transfer_that_is_watched_goes_on_when_the_clock_is_set(folder, monkeypatch):
     monkeypatch.setattr(control, "ABANDONED_AFTER", 1.0)
-    monkeypatch.setattr(control, "_INTERVAL", 0.05)
-    transfer = control.Control(str(tmp_path / "transfer"))
     before_it_was_set = time.time() - 3600
-    try:
-        for look in range(12):
-            os.utime(tmp_path / "transfer" / "watched", (before_it_was_set + look,) * 2)
-            time.sleep(0.1)
-        with pytest.raises(Abandoned):
-            time.sleep(10)
-    finally:
-        transfer.close()
+    for look in range(12):
+        os.utime(folder / "watched", (before_it_was_set + look,) * 2)
+        time.sleep(0.1)
+    with pytest.raises(Abandoned):
+        time.sleep(10)
 
 
-def test_a_transfer_whose_folder_is_gone_ends_too(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("transfer")
+def test_a_transfer_whose_folder_is_gone_ends_too(folder, monkeypatch):
     monkeypatch.setattr(control, "ABANDONED_AFTER", 0.5)
-    monkeypatch.setattr(control, "_INTERVAL", 0.05)
-    transfer = control.Control(str(tmp_path / "transfer"))
-    try:
-        shutil.rmtree(tmp_path / "transfer")
-        with pytest.raises(Abandoned):
-            time.sleep(3)
-    finally:
-        transfer.close()
+    shutil.rmtree(folder)
+    with pytest.raises(Abandoned):
+        time.sleep(3)
 
 
-def test_what_could_not_be_told_is_told_once_there_is_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(control, "_INTERVAL", 0.05)
+def test_what_could_not_be_told_is_told_once_there_is_room(transfer, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(control, "_RENEWAL_TIMEOUT", 0.1)
-    folder = tmp_path / "transfer"
-    transfer = control.Control(str(folder))
-    try:
-        folder.rename(tmp_path / "away")
-        transfer.advance(7, 9)
-        with pytest.raises(TokenExpired):
-            transfer.renew()
-        (tmp_path / "away").rename(folder)
-        deadline = time.monotonic() + 3
-        while (told := control.Watch(str(folder)).look()) is None or told["position"] != 7:
-            assert time.monotonic() < deadline, told
-            time.sleep(0.05)
-    finally:
-        transfer.close()
+    folder.rename(tmp_path / "away")
+    transfer.advance(7, 9)
+    with pytest.raises(TokenExpired):
+        transfer.renew()
+    (tmp_path / "away").rename(folder)
+    deadline = time.monotonic() + 3
+    while (told := control.Watch(str(folder)).look()) is None or told["position"] != 7:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
